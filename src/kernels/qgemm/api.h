@@ -1,0 +1,81 @@
+// Products of activations with stored weights, y[T, N] = x[T, K] * W[N, K]^T, W in the type it is
+// stored in. CPU: rows are interleaved once at load for the machine's vector width, so
+// matrix-vector (decode) streams memory once and matrix-matrix (prefill) reuses unpacked weights
+// across tokens.
+//
+// Arithmetic. F32: fp32. BF16/F16: fp32 accumulation of 16-bit weights with fp32 (or, where the
+// machine has bf16 dot products and precision allows, bf16) activations. Q8_0/Q4_0/Q4_1:
+// activations are quantised to int8 per block of 32 along K, integer dot products, fp32 scales and
+// accumulation.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+
+#include "base/aligned_buffer.h"
+#include "base/dtype.h"
+#include "base/thread_pool.h"
+
+namespace longspur::kernels::qgemm {
+
+// Rows of one stored matrix: N rows of K elements in `dtype`'s row-major block layout.
+struct WeightRows {
+  DType dtype;
+  const std::byte* data;
+  int64_t n;
+  int64_t k;
+};
+
+// A weight matrix in the machine's own layout. Immutable, shared by all threads.
+class PackedWeight {
+ public:
+  virtual ~PackedWeight() = default;
+  virtual DType dtype() const = 0;
+  virtual int64_t n() const = 0;
+  virtual int64_t k() const = 0;
+  virtual int64_t bytes() const = 0;
+  // Row `row` as fp32, for embedding look-up. out: [K]
+  virtual void dequantize_row(int64_t row, float* out) const = 0;
+};
+
+// True for F32, BF16, F16, Q8_0, Q4_0, Q4_1 with K a multiple of the type's block.
+bool supports(DType dtype, int64_t k);
+
+// Packs matrices stacked along N (q, k and v in one product); all must share dtype and k.
+std::unique_ptr<PackedWeight> pack(std::span<const WeightRows> parts, ThreadPool& pool);
+
+// What is done to x on its way in (each fused with the quantisation of x).
+enum class Input {
+  kPlain,    // x: [T, K]
+  kRmsNorm,  // x: [T, K], normalised: x / sqrt(mean(x^2) + eps) * norm_weight[K]
+  kSwiGlu,   // x: [T, 2K], gate first: silu(x[:, :K]) * x[:, K:]
+};
+
+struct MatmulArgs {
+  const float* x = nullptr;  // rows at stride ldx
+  int64_t t = 0;             // T >= 1
+  int64_t ldx = 0;
+  Input input = Input::kPlain;
+  const float* norm_weight = nullptr;  // [K], for kRmsNorm
+  float eps = 0.0f;
+  float* y = nullptr;  // [T, N], rows at stride ldy
+  int64_t ldy = 0;
+  bool accumulate = false;      // y += instead of y =
+  const float* bias = nullptr;  // [N] or null
+};
+
+// Bytes of scratch that matmul needs for T tokens and inner size K (quantised activations).
+int64_t workspace_bytes(DType dtype, int64_t t, int64_t k);
+
+// SPMD: all threads of the team call it with the same arguments; ends with a barrier.
+void matmul(Team& team, const PackedWeight& w, const MatmulArgs& args, std::byte* workspace);
+
+// The instruction set in use: "avx512vnni+bf16", "avx512vnni", "avx2", "neon", "scalar".
+// LONGSPUR_ISA in the environment of tests and benches lowers it (read by app/ and tests, passed
+// here).
+std::string_view active_isa();
+void limit_isa(std::string_view isa);  // for tests; throws Error on an unknown or unavailable name
+
+}  // namespace longspur::kernels::qgemm
