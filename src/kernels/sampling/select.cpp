@@ -60,15 +60,15 @@ double crossing_bin(const std::vector<Candidate>& candidates,
                     double mass,
                     std::vector<Candidate>& scratch) {
   constexpr int kBins = 512;
-  float high = candidates[0].logit, low = high;
+  double high = double(candidates[0].logit), low = high;
   for (const Candidate& c : candidates) {
-    high = std::max(high, c.logit);
-    low = std::min(low, c.logit);
+    high = std::max(high, double(c.logit));
+    low = std::min(low, double(c.logit));
   }
   // Monotone in the logit, which is all that is needed of it.
-  const float scale = high > low ? float(kBins) / (high - low) : 0.0f;
+  const double scale = high > low ? kBins / (high - low) : 0.0;
   const auto bin_of = [&](const Candidate& c) {
-    return std::min(kBins - 1, int((high - c.logit) * scale));
+    return std::min(kBins - 1, int((high - double(c.logit)) * scale));
   };
   std::array<double, kBins> sums{};
   for (const Candidate& c : candidates) sums[size_t(bin_of(c))] += double(c.weight);
@@ -104,6 +104,7 @@ Candidate last_kept(std::vector<Candidate>& scratch, double mass) {
 }  // namespace
 
 void nucleus(std::vector<Candidate>& candidates, double mass, std::vector<Candidate>& scratch) {
+  std::erase_if(candidates, [](const Candidate& c) { return c.weight <= 0.0f; });  // also -inf
   LONGSPUR_ASSERT(!candidates.empty());
   if (candidates.size() > 512) {
     mass = crossing_bin(candidates, mass, scratch);
