@@ -160,10 +160,6 @@ def test_half_way_is_a_warning(tmp_path):
     assert any("f has 8 lines" in warning for warning in checker.warnings)
 
 
-def test_the_repository_itself(repo_root):
-    assert check(repo_root).errors == []
-
-
 SOURCE = r"""
 #include "a/b.h"  // why
 // #include "no/no.h"
