@@ -3,10 +3,10 @@
 // matrix-vector (decode) streams memory once and matrix-matrix (prefill) reuses unpacked weights
 // across tokens.
 //
-// Arithmetic. F32: fp32. BF16/F16: fp32 accumulation of 16-bit weights with fp32 (or, where the
-// machine has bf16 dot products and precision allows, bf16) activations. Q8_0/Q4_0/Q4_1:
-// activations are quantised to int8 per block of 32 along K, integer dot products, fp32 scales and
-// accumulation.
+// Arithmetic. F32, F16, BF16: weights as fp32, fp32 activations and accumulation. Q8_0, Q4_0, Q4_1:
+// activations are quantised per block of 32 along K (see ActPrecision), exact integer dot products,
+// fp32 scales and accumulation. A row of y does not depend on T, on the other rows or on the number
+// of threads. NaN and infinity in a row of x reach that row of y.
 #pragma once
 
 #include <cstdint>
@@ -53,6 +53,10 @@ enum class Input {
   kSwiGlu,   // x: [T, 2K], gate first: silu(x[:, :K]) * x[:, K:]
 };
 
+// Codes of quantised activations: one int8 of a block (scale max|x| / 127), or two parts that make
+// 15 bits (scale max|x| / 16256) for twice the dot products. Ignored by F32, F16 and BF16 weights.
+enum class ActPrecision { kInt8, kInt15 };
+
 struct MatmulArgs {
   const float* x = nullptr;  // rows at stride ldx
   int64_t t = 0;             // T >= 1
@@ -64,17 +68,25 @@ struct MatmulArgs {
   int64_t ldy = 0;
   bool accumulate = false;      // y += instead of y =
   const float* bias = nullptr;  // [N] or null
+  ActPrecision precision = ActPrecision::kInt8;
 };
 
-// Bytes of scratch that matmul needs for T tokens and inner size K (quantised activations).
+// Bytes of scratch that matmul needs for T tokens and inner size K, for either precision; aligned
+// to
+// 64. Grows with T, so that room for the largest T serves every smaller one.
 int64_t workspace_bytes(DType dtype, int64_t t, int64_t k);
 
-// SPMD: all threads of the team call it with the same arguments; ends with a barrier.
+// Throws Error when the arguments cannot be multiplied with w (sizes, strides, missing pointers).
+// For the caller's set-up code: matmul itself checks nothing.
+void validate(const PackedWeight& w, const MatmulArgs& args);
+
+// SPMD: all threads of the team call it with the same arguments; ends with a barrier. y must not
+// overlap x.
 void matmul(Team& team, const PackedWeight& w, const MatmulArgs& args, std::byte* workspace);
 
-// The instruction set in use: "avx512vnni+bf16", "avx512vnni", "avx2", "neon", "scalar".
-// LONGSPUR_ISA in the environment of tests and benches lowers it (read by app/ and tests, passed
-// here).
+// The instruction set in use: "avx512vnni", "avx2", "neon" or "scalar". LONGSPUR_ISA in the
+// environment of tests and benches lowers it (read by app/ and tests, passed here). Packed weights
+// are the same for all.
 std::string_view active_isa();
 void limit_isa(std::string_view isa);  // for tests; throws Error on an unknown or unavailable name
 

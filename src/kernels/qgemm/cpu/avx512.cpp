@@ -1,0 +1,148 @@
+// Products for AVX-512 with VNNI: a register is 16 rows. A quantised block costs, for each token,
+// eight vpdpbusd (unsigned weights, activations broadcast from memory), one conversion and two or
+// three fp32 operations; weights are unpacked once for up to 16 tokens whose sums stay in
+// registers. The order of operations for a token does not depend on how many share its tile.
+#include <immintrin.h>
+
+#define QGEMM_LANES 16
+#include "kernels/qgemm/cpu/float-inl.h"
+#include "kernels/qgemm/cpu/input-inl.h"
+#include "kernels/qgemm/cpu/quant-inl.h"
+#include "kernels/qgemm/params.h"
+
+namespace longspur::kernels::qgemm {
+namespace {
+
+// How far ahead of a stream of weights to prefetch; covers memory latency and page crossings, at
+// which the hardware's prefetchers stop.
+constexpr int64_t kPrefetch = 2048;
+
+// One block's weights as unsigned bytes: part j pairs with activation bytes 4j .. 4j + 3.
+template <WeightKind kKind>
+inline void unpack(const std::byte* block, __m512i (&w)[8]) {
+  if constexpr (kKind == kQ8_0Kind) {
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) w[j] = _mm512_loadu_si512(block + 64 * j);
+  } else {
+    const __m512i mask = _mm512_set1_epi8(0x0f);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const __m512i packed = _mm512_loadu_si512(block + 64 * j);
+      w[j] = _mm512_and_si512(packed, mask);
+      w[j + 4] = _mm512_and_si512(_mm512_srli_epi16(packed, 4), mask);
+    }
+  }
+}
+
+inline __m512i dot_block(__m512i sum, const __m512i (&w)[8], const std::byte* codes) {
+#pragma GCC unroll 8
+  for (int j = 0; j < 8; ++j) {
+    int32_t four;
+    __builtin_memcpy(&four, codes + 4 * j, sizeof four);
+    sum = _mm512_dpbusd_epi32(sum, w[j], _mm512_set1_epi32(four));
+  }
+  return sum;
+}
+
+inline float float_at(const std::byte* p) {
+  float value;
+  __builtin_memcpy(&value, p, sizeof value);
+  return value;
+}
+inline int32_t int_at(const std::byte* p) {
+  int32_t value;
+  __builtin_memcpy(&value, p, sizeof value);
+  return value;
+}
+
+struct Avx512 {
+  static constexpr int kMostTokens = 16;   // 16 sums + 8 weights + 2 scales of 32 registers
+  static constexpr int kFloatTokens = 16;  // a broadcast load each multiply-add: both 1 a cycle
+
+  struct Rows16 {
+    __m512 v;
+    void clear() { v = _mm512_setzero_ps(); }
+    void madd(const Rows16& w, float x) { v = _mm512_fmadd_ps(w.v, _mm512_set1_ps(x), v); }
+  };
+
+  template <WeightKind kKind>
+  static Rows16 load_weights(const std::byte* p) {
+    if constexpr (kKind == kF32Kind) return {_mm512_loadu_ps(p)};
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    if constexpr (kKind == kF16Kind) return {_mm512_cvtph_ps(half)};
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
+  }
+
+  static void write_rows(const ProductParams& p, const Rows16& sum, int64_t token, int64_t row) {
+    const int64_t rows = p.n - row;
+    const __mmask16 mask = rows >= kGroupRows ? 0xffff : __mmask16((1u << rows) - 1);
+    __m512 value = sum.v;
+    if (p.bias != nullptr) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, p.bias + row));
+    float* y = p.y + token * p.ldy + row;
+    if (p.accumulate) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, y));
+    _mm512_mask_storeu_ps(y, mask, value);
+  }
+
+  template <WeightKind kKind, int kTokens, bool kTwo>
+  static void block_tile(const ProductParams& p,
+                         const std::byte* weight,
+                         const Piece& piece,
+                         int64_t row) {
+    constexpr int64_t kBytes = block_bytes(kKind);
+    constexpr int64_t kScales = kKind == kQ8_0Kind ? 512 : 256;
+    const int64_t low = piece.width * kBlock, offset = piece.width * 4;
+    const std::byte* scale = piece.scale;
+    const std::byte* codes = piece.codes;
+    Rows16 sum[kTokens];
+#pragma GCC unroll 16
+    for (int t = 0; t < kTokens; ++t) sum[t].clear();
+    for (int64_t k = 0; k < p.k; k += kBlock, weight += kBytes) {
+      if constexpr (kTokens == 1) {
+#pragma GCC unroll 9
+        for (int64_t line = 0; line < kBytes; line += 64)
+          _mm_prefetch(weight + kPrefetch + line, _MM_HINT_T0);
+      }
+      __m512i w[8];
+      unpack<kKind>(weight, w);
+      const auto halves = [&](int64_t at) {
+        return _mm512_cvtph_ps(
+            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight + kScales + at)));
+      };
+      const __m512 d = halves(0);
+      __m512 m{};
+      if constexpr (kKind == kQ4_1Kind) m = halves(32);
+#pragma GCC unroll 16
+      for (int t = 0; t < kTokens; ++t) {
+        __m512i dot = kKind == kQ4_1Kind ? _mm512_setzero_si512()
+                                         : _mm512_set1_epi32(int_at(scale + offset + 4 * t));
+        if constexpr (kTwo) {
+          const __m512i upper = dot_block(_mm512_setzero_si512(), w, codes + t * kBlock);
+          dot = dot_block(dot, w, codes + low + t * kBlock);
+          dot = _mm512_add_epi32(dot, _mm512_slli_epi32(upper, 7));
+        } else {
+          dot = dot_block(dot, w, codes + t * kBlock);
+        }
+        const __m512 ds = _mm512_mul_ps(d, _mm512_set1_ps(float_at(scale + 4 * t)));
+        sum[t].v = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), ds, sum[t].v);
+        if constexpr (kKind == kQ4_1Kind)
+          sum[t].v = _mm512_fmadd_ps(m, _mm512_set1_ps(float_at(scale + offset + 4 * t)), sum[t].v);
+      }
+      scale += piece.block_bytes;
+      codes += piece.block_bytes;
+    }
+#pragma GCC unroll 16
+    for (int t = 0; t < kTokens; ++t) write_rows(p, sum[t], piece.token + t, row);
+  }
+};
+
+}  // namespace
+
+const KernelTable kAvx512Kernels = {
+    .name = "avx512vnni",
+    .input = run_input,
+    .product = {quant_product<Avx512, kQ4_1Kind>, quant_product<Avx512, kQ4_0Kind>,
+                quant_product<Avx512, kQ8_0Kind>, float_product<Avx512, kF32Kind>,
+                float_product<Avx512, kF16Kind>, float_product<Avx512, kBF16Kind>},
+};
+
+}  // namespace longspur::kernels::qgemm

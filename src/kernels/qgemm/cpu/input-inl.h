@@ -1,0 +1,216 @@
+// The input stage of every instruction set: transform x (nothing, RMSNorm, SwiGLU) and write it as
+// the product wants it, int8 codes with scales or fp32 rows. Written with vector extensions and
+// compiled once in each unit under that unit's flags; everything is in the anonymous namespace. The
+// unit defines QGEMM_LANES, the floats of its vector (a power of two from 4 to 16).
+//
+// Quantisation, for each 32 elements: scale = max|x| / L, code = round_to_even(x * (L / max|x|)),
+// L = 127, or 16256 = 127 * 128 for two components. A block whose maximum is below 1e-30 becomes
+// zero. A NaN or infinity makes its block's scale NaN or infinite, so it reaches the output.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/qgemm/params.h"
+
+namespace longspur::kernels::qgemm {
+namespace {
+
+constexpr int kLanes = QGEMM_LANES;
+constexpr int kBlockVecs = int(kBlock) / kLanes;
+typedef float FloatVec __attribute__((vector_size(4 * QGEMM_LANES)));
+typedef int32_t IntVec __attribute__((vector_size(4 * QGEMM_LANES)));
+typedef int8_t ByteVec __attribute__((vector_size(QGEMM_LANES)));
+
+inline FloatVec load_floats(const float* p) {
+  FloatVec v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+inline void store_floats(float* p, FloatVec v) { __builtin_memcpy(p, &v, sizeof v); }
+inline FloatVec splat(float x) { return FloatVec{} + x; }
+inline IntVec bits_of(FloatVec v) { return reinterpret_cast<IntVec>(v); }
+inline FloatVec floats_of(IntVec v) { return reinterpret_cast<FloatVec>(v); }
+
+// The lanes of v folded with op(a, b), in a fixed tree; the result in every lane.
+template <class Vec, class Op>
+inline Vec fold(Vec v, Op op) {
+  for (int step = kLanes / 2; step > 0; step /= 2) {
+    IntVec partner;
+    for (int i = 0; i < kLanes; ++i) partner[i] = i ^ step;
+    v = op(v, __builtin_shuffle(v, partner));
+  }
+  return v;
+}
+inline float sum_lanes(FloatVec v) {
+  return fold(v, [](FloatVec a, FloatVec b) { return a + b; })[0];
+}
+inline int32_t sum_lanes(IntVec v) {
+  return fold(v, [](IntVec a, IntVec b) { return a + b; })[0];
+}
+
+// e^x for |x| <= 87 (clamped), within 2 ulp: 2^n times a polynomial on [-ln2/2, ln2/2].
+inline FloatVec exp_vec(FloatVec x) {
+  x = x > 87.0f ? splat(87.0f) : x;
+  x = x < -87.0f ? splat(-87.0f) : x;
+  const FloatVec magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const FloatVec shifted = x * 1.44269504f + magic;
+  const FloatVec n = shifted - magic;
+  const FloatVec r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  FloatVec p = splat(1.98756915e-4f);
+  p = p * r + 1.39819995e-3f;
+  p = p * r + 8.33345190e-3f;
+  p = p * r + 4.16657960e-2f;
+  p = p * r + 1.66666655e-1f;
+  p = p * r + 5.00000012e-1f;
+  p = p * r * r + r + 1.0f;
+  const IntVec exponent = (bits_of(shifted) - 0x4b400000 + 127) << 23;
+  return p * floats_of(exponent);
+}
+
+inline FloatVec load_partial(const float* p, int64_t count) {
+  if (count >= kLanes) return load_floats(p);
+  FloatVec v{};
+  __builtin_memcpy(&v, p, size_t(count) * sizeof(float));
+  return v;
+}
+
+// Readers: read(i, count) is elements [i, i + 16) of the transformed row, zero from `count` on.
+struct PlainReader {
+  const float* x;
+  FloatVec operator()(int64_t i, int64_t count) const { return load_partial(x + i, count); }
+};
+struct NormReader {
+  const float* x;
+  const float* weight;
+  float inverse_rms;
+  FloatVec operator()(int64_t i, int64_t count) const {
+    return load_partial(x + i, count) * inverse_rms * load_partial(weight + i, count);
+  }
+};
+struct SwiGluReader {
+  const float* gate;
+  const float* up;
+  FloatVec operator()(int64_t i, int64_t count) const {
+    const FloatVec g = load_partial(gate + i, count);
+    return g / (exp_vec(-g) + 1.0f) * load_partial(up + i, count);
+  }
+};
+
+inline float inverse_rms(const float* x, int64_t k, float eps) {
+  FloatVec sum{};
+  for (int64_t i = 0; i < k; i += kLanes) {
+    const FloatVec v = load_partial(x + i, k - i);
+    sum += v * v;
+  }
+  return 1.0f / __builtin_sqrtf(sum_lanes(sum) / float(k) + eps);
+}
+
+// Where one token's blocks go: bases of its tile and the distance between blocks.
+struct CodeRow {
+  std::byte* block;  // scale of this token in the first block
+  int64_t block_bytes;
+  int64_t width;  // W
+  int64_t token;  // in the tile
+};
+
+inline void store_codes(std::byte* out, const IntVec (&codes)[kBlockVecs]) {
+  for (int i = 0; i < kBlockVecs; ++i) {
+    const ByteVec bytes = __builtin_convertvector(codes[i], ByteVec);
+    __builtin_memcpy(out + i * kLanes, &bytes, sizeof bytes);
+  }
+}
+
+template <bool kTwo>
+inline void quantize_block(const FloatVec (&x)[kBlockVecs],
+                           WeightKind kind,
+                           const CodeRow& row,
+                           std::byte* block) {
+  constexpr float kLimit = kTwo ? 16256.0f : 127.0f;
+  const auto max = [](IntVec a, IntVec b) { return a > b ? a : b; };
+  // The magnitude's bits order like the magnitude, and NaN comes out largest.
+  IntVec top{};
+  for (int i = 0; i < kBlockVecs; ++i) top = max(top, bits_of(x[i]) & 0x7fffffff);
+  const float largest = floats_of(fold(top, max))[0];
+  const bool zero = largest < 1e-30f;
+  const float scale = zero ? 0.0f : largest / kLimit;
+  const float inverse = zero ? 0.0f : kLimit / largest;
+  const FloatVec magic = splat(12582912.0f);
+  IntVec codes[kBlockVecs], total{};
+  for (int i = 0; i < kBlockVecs; ++i) {
+    codes[i] = bits_of(x[i] * inverse + magic) - 0x4b400000;
+    total += codes[i];
+  }
+  const int32_t sum = sum_lanes(total);
+  __builtin_memcpy(block, &scale, sizeof scale);
+  if (kind == kQ4_1Kind) {
+    const float offset = scale * float(sum);
+    __builtin_memcpy(block + row.width * 4, &offset, sizeof offset);
+  } else {
+    const uint32_t offset = uint32_t(sum) * (kind == kQ4_0Kind ? uint32_t(-8) : uint32_t(-128));
+    __builtin_memcpy(block + row.width * 4, &offset, sizeof offset);
+  }
+  std::byte* high = block + row.width * 8 + row.token * (kBlock - 4);
+  if constexpr (kTwo) {
+    IntVec upper[kBlockVecs];
+    for (int i = 0; i < kBlockVecs; ++i) {
+      upper[i] = (codes[i] + 64) >> 7;
+      codes[i] -= upper[i] << 7;
+    }
+    store_codes(high, upper);
+    store_codes(high + row.width * kBlock, codes);
+  } else {
+    store_codes(high, codes);
+  }
+}
+
+template <bool kTwo, class Reader>
+inline void quantize_row(const Reader& read, const InputParams& p, const CodeRow& row) {
+  std::byte* block = row.block;
+  for (int64_t k = 0; k < p.k; k += kBlock, block += row.block_bytes) {
+    FloatVec x[kBlockVecs];
+    for (int i = 0; i < kBlockVecs; ++i) x[i] = read(k + i * kLanes, kLanes);
+    quantize_block<kTwo>(x, p.kind, row, block);
+  }
+}
+
+template <class Reader>
+inline void write_row(const Reader& read, const InputParams& p, int64_t token) {
+  if (p.kind >= kF32Kind) {
+    float* out = reinterpret_cast<float*>(p.out) + token * p.float_stride;
+    for (int64_t i = 0; i < p.k; i += kLanes) store_floats(out + i, read(i, p.k - i));
+    return;
+  }
+  const int64_t tile = token / kTileTokens * kTileTokens;
+  const int64_t width = p.t - tile < kTileTokens ? p.t - tile : kTileTokens;
+  const int64_t token_bytes = 8 + kBlock * (p.int15 ? 2 : 1);
+  const CodeRow row{.block = p.out + tile * (p.k / kBlock) * token_bytes + (token - tile) * 4,
+                    .block_bytes = width * token_bytes,
+                    .width = width,
+                    .token = token - tile};
+  if (p.int15) {
+    quantize_row<true>(read, p, row);
+  } else {
+    quantize_row<false>(read, p, row);
+  }
+}
+
+void run_input(const InputParams& p, int64_t token_begin, int64_t token_end) {
+  for (int64_t token = token_begin; token < token_end; ++token) {
+    const float* x = p.x + token * p.ldx;
+    switch (p.input) {
+      case kPlainInput:
+        write_row(PlainReader{x}, p, token);
+        break;
+      case kRmsNormInput:
+        write_row(NormReader{x, p.norm_weight, inverse_rms(x, p.k, p.eps)}, p, token);
+        break;
+      case kSwiGluInput:
+        write_row(SwiGluReader{x, x + p.k}, p, token);
+        break;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace longspur::kernels::qgemm

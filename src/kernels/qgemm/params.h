@@ -1,0 +1,90 @@
+// Plain structs between the dispatcher and the instruction-set units, and the packed layouts.
+// Nothing here has a body: these units are compiled under different flags, so an inline function
+// seen by two of them could reach a machine that lacks its instructions.
+//
+// Weights. Sixteen rows make a group; a vector lane is a row. Rows past N are zero.
+//   quantised, for each block of 32 along K:
+//     4 bit: 4 x [16 rows][4 bytes]; byte b of part j holds k = 4j + b low, k = 16 + 4j + b high
+//     8 bit: 8 x [16 rows][4 bytes]; byte b of part j holds k = 4j + b, stored as q + 128
+//     then fp16 d[16], and for Q4_1 fp16 m[16]
+//   F32, F16, BF16: for each k, [16 rows].
+//
+// Activations of quantised products. Tokens are cut into tiles of 16 (the last may be narrower,
+// width W); for each tile and each block of 32 along K:
+//     float scale[W]; offset[W]; int8 high[W][32]; with kInt15 also int8 low[W][32]
+//   x = scale * code, code = high, or 128 * high + low, low in [-64, 63]. offset folds the weights'
+//   zero point in: for Q4_1 the float scale * sum(code) that m multiplies; for Q4_0 and Q8_0 the
+//   int32 -8 * sum(code) or -128 * sum(code), from which the integer dot product starts.
+// Activations of float products: fp32 rows at a padded stride.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace longspur::kernels::qgemm {
+
+inline constexpr int64_t kGroupRows = 16;
+inline constexpr int64_t kBlock = 32;       // elements of a quantised block along K
+inline constexpr int64_t kTileTokens = 16;  // tokens of an activation tile
+
+enum WeightKind { kQ4_1Kind, kQ4_0Kind, kQ8_0Kind, kF32Kind, kF16Kind, kBF16Kind, kWeightKinds };
+
+// How the input is read; the values of Input in api.h.
+enum InputKind { kPlainInput, kRmsNormInput, kSwiGluInput };
+
+struct InputParams {
+  const float* x;  // [T, K] or [T, 2K] at stride ldx
+  int64_t ldx;
+  int64_t t;
+  int64_t k;
+  InputKind input;
+  const float* norm_weight;  // [K]
+  float eps;
+  WeightKind kind;
+  bool int15;            // two int8 components a value instead of one
+  std::byte* out;        // see "Activations" above
+  int64_t float_stride;  // elements between rows of `out` for float products
+};
+
+struct ProductParams {
+  const std::byte* weight;  // first group
+  int64_t group_bytes;
+  int64_t n;
+  int64_t k;
+  const std::byte* activations;
+  int64_t float_stride;
+  bool int15;
+  int64_t t;
+  float* y;  // [T, N] at stride ldy
+  int64_t ldy;
+  bool accumulate;
+  const float* bias;  // [N] or null
+};
+
+// Tokens [token_begin, token_end) of the input; the range begins at a multiple of kTileTokens or
+// anywhere in a narrower tile.
+using InputFunction = void (*)(const InputParams&, int64_t token_begin, int64_t token_end);
+
+// Row groups [group_begin, group_end) times tokens [token_begin, token_end); token_begin is a
+// multiple of kTileTokens and token_end is one too or equals T.
+using ProductFunction = void (*)(const ProductParams&,
+                                 int64_t group_begin,
+                                 int64_t group_end,
+                                 int64_t token_begin,
+                                 int64_t token_end);
+
+struct KernelTable {
+  const char* name;
+  InputFunction input;
+  ProductFunction product[kWeightKinds];
+};
+
+extern const KernelTable kScalarKernels;
+#if defined(__x86_64__)
+extern const KernelTable kAvx2Kernels;
+extern const KernelTable kAvx512Kernels;
+#elif defined(__aarch64__)
+extern const KernelTable kNeonKernels;
+#endif
+
+}  // namespace longspur::kernels::qgemm
