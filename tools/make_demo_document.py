@@ -19,7 +19,7 @@ CHAPTERS = ("while", "pass", "del", "return", "raise", "for", "global", "nonloca
             "comparisons", "function", "class")  # fmt: skip
 ASKED = "assert"  # stands last
 LICENCE = Path("/usr/share/common-licenses/BSD")
-QUESTION = "According to the document, what are assert statements a convenient way to do?"
+QUESTION = "What does the document say assert statements are a convenient way to insert?"
 
 
 def document() -> str:
