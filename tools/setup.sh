@@ -103,7 +103,8 @@ system_packages() {
   if [ "${as_root[*]}" = false ]; then
     [ ${#needed[@]} -eq 0 ] && return 0
     printf 'setup: missing system packages, and no password-less sudo; run this, then make again:\n' >&2
-    printf '  sudo apt-get update && sudo apt-get install -y %s\n' "${needed[*]} ${optional[*]}" >&2
+    printf '  sudo apt-get update && sudo apt-get install -y %s\n' \
+      "$(echo "${needed[@]}" "${optional[@]}")" >&2
     exit 1
   fi
   if [ ${#needed[@]} -gt 0 ]; then
