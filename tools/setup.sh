@@ -29,7 +29,8 @@ model_sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 needed_tools=(g++:build-essential make:build-essential git:git ninja:ninja-build)
 optional_tools=(ccache:ccache)
 needed_libraries=(libhwy-dev libpcre2-dev libtomlplusplus-dev nlohmann-json3-dev libcli11-dev
-  libspdlog-dev libfmt-dev libgtest-dev libgmock-dev libbenchmark-dev)
+  libspdlog-dev libfmt-dev libgtest-dev libgmock-dev libbenchmark-dev
+  libutf8proc-dev)
 
 changed=0
 say() { printf 'setup: %s\n' "$*"; }
