@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/half.h"
 #include "base/shape.h"
+#include "kernels/qgemm/arena.h"
 #include "kernels/qgemm/packed.h"
 
 namespace longspur::kernels::qgemm {
@@ -136,7 +137,8 @@ PackedRows::PackedRows(DType dtype, int64_t n, int64_t k)
       n_(n),
       k_(k),
       group_bytes_(group_size(kind_, k)),
-      data_(size_t(ceil_div(n, kGroupRows) * group_bytes_)) {}
+      bytes_(ceil_div(n, kGroupRows) * group_bytes_),
+      data_(allocate_weights(size_t(bytes_))) {}
 
 std::unique_ptr<PackedWeight> pack(std::span<const WeightRows> parts, ThreadPool& pool) {
   require(!parts.empty(), "packed weight: found no matrices, expected at least one");

@@ -1,7 +1,6 @@
 // A packed weight as matmul sees it; pack() makes it.
 #pragma once
 
-#include "base/aligned_buffer.h"
 #include "kernels/qgemm/api.h"
 #include "kernels/qgemm/params.h"
 
@@ -14,20 +13,21 @@ class PackedRows final : public PackedWeight {
   DType dtype() const override { return dtype_; }
   int64_t n() const override { return n_; }
   int64_t k() const override { return k_; }
-  int64_t bytes() const override { return int64_t(data_.size()); }
+  int64_t bytes() const override { return bytes_; }
   void dequantize_row(int64_t row, float* out) const override;
 
   WeightKind kind() const { return kind_; }
   int64_t group_bytes() const { return group_bytes_; }
-  const std::byte* data() const { return data_.data(); }
-  std::byte* data() { return data_.data(); }
+  const std::byte* data() const { return data_.get(); }
+  std::byte* data() { return data_.get(); }
 
  private:
   DType dtype_;
   WeightKind kind_;
   int64_t n_, k_;
   int64_t group_bytes_;
-  AlignedBuffer data_;
+  int64_t bytes_;
+  std::shared_ptr<std::byte> data_;  // part of a chunk that other weights share
 };
 
 WeightKind kind_of(DType dtype);  // throws UnsupportedError for other types

@@ -13,7 +13,7 @@
 namespace longspur::kernels::qgemm {
 namespace {
 
-constexpr int64_t kPrefetch = 2048;  // bytes ahead in a stream of weights; crosses into new pages
+constexpr int64_t kPrefetch = 8192;  // bytes ahead in a stream of weights
 
 inline __m256i load256(const std::byte* p) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));

@@ -13,9 +13,9 @@
 namespace longspur::kernels::qgemm {
 namespace {
 
-// How far ahead of a stream of weights to prefetch; covers memory latency and page crossings, at
-// which the hardware's prefetchers stop.
-constexpr int64_t kPrefetch = 2048;
+// How far ahead of a stream of weights to prefetch: memory latency at one core's bandwidth is about
+// 3 KB; 8 KB was best of 0.5 to 16 KB.
+constexpr int64_t kPrefetch = 8192;
 
 // One block's weights as unsigned bytes: part j pairs with activation bytes 4j .. 4j + 3.
 template <WeightKind kKind>
@@ -34,14 +34,19 @@ inline void unpack(const std::byte* block, __m512i (&w)[8]) {
   }
 }
 
-inline __m512i dot_block(__m512i sum, const __m512i (&w)[8], const std::byte* codes) {
+// Adds the dot products of a block with kTokens codes to sum; the tokens take turns so that as many
+// chains of vpdpbusd are in flight.
+template <int kTokens>
+inline void dot_block(const __m512i (&w)[8], const std::byte* codes, __m512i (&sum)[kTokens]) {
 #pragma GCC unroll 8
   for (int j = 0; j < 8; ++j) {
-    int32_t four;
-    __builtin_memcpy(&four, codes + 4 * j, sizeof four);
-    sum = _mm512_dpbusd_epi32(sum, w[j], _mm512_set1_epi32(four));
+#pragma GCC unroll 4
+    for (int t = 0; t < kTokens; ++t) {
+      int32_t four;
+      __builtin_memcpy(&four, codes + t * kBlock + 4 * j, sizeof four);
+      sum[t] = _mm512_dpbusd_epi32(sum[t], w[j], _mm512_set1_epi32(four));
+    }
   }
-  return sum;
 }
 
 inline float float_at(const std::byte* p) {
@@ -90,6 +95,7 @@ struct Avx512 {
                          int64_t row) {
     constexpr int64_t kBytes = block_bytes(kKind);
     constexpr int64_t kScales = kKind == kQ8_0Kind ? 512 : 256;
+    constexpr int kChains = kTokens < 4 ? kTokens : kTwo ? 2 : 4;
     const int64_t low = piece.width * kBlock, offset = piece.width * 4;
     const std::byte* scale = piece.scale;
     const std::byte* codes = piece.codes;
@@ -112,20 +118,31 @@ struct Avx512 {
       __m512 m{};
       if constexpr (kKind == kQ4_1Kind) m = halves(32);
 #pragma GCC unroll 16
-      for (int t = 0; t < kTokens; ++t) {
-        __m512i dot = kKind == kQ4_1Kind ? _mm512_setzero_si512()
-                                         : _mm512_set1_epi32(int_at(scale + offset + 4 * t));
+      for (int first = 0; first < kTokens; first += kChains) {
+        __m512i dot[kChains];
+#pragma GCC unroll 4
+        for (int t = 0; t < kChains; ++t)
+          dot[t] = kKind == kQ4_1Kind ? _mm512_setzero_si512()
+                                      : _mm512_set1_epi32(int_at(scale + offset + 4 * (first + t)));
         if constexpr (kTwo) {
-          const __m512i upper = dot_block(_mm512_setzero_si512(), w, codes + t * kBlock);
-          dot = dot_block(dot, w, codes + low + t * kBlock);
-          dot = _mm512_add_epi32(dot, _mm512_slli_epi32(upper, 7));
+          __m512i upper[kChains];
+          for (int t = 0; t < kChains; ++t) upper[t] = _mm512_setzero_si512();
+          dot_block(w, codes + first * kBlock, upper);
+          dot_block(w, codes + low + first * kBlock, dot);
+          for (int t = 0; t < kChains; ++t)
+            dot[t] = _mm512_add_epi32(dot[t], _mm512_slli_epi32(upper[t], 7));
         } else {
-          dot = dot_block(dot, w, codes + t * kBlock);
+          dot_block(w, codes + first * kBlock, dot);
         }
-        const __m512 ds = _mm512_mul_ps(d, _mm512_set1_ps(float_at(scale + 4 * t)));
-        sum[t].v = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), ds, sum[t].v);
-        if constexpr (kKind == kQ4_1Kind)
-          sum[t].v = _mm512_fmadd_ps(m, _mm512_set1_ps(float_at(scale + offset + 4 * t)), sum[t].v);
+#pragma GCC unroll 4
+        for (int t = 0; t < kChains; ++t) {
+          const std::byte* s = scale + 4 * (first + t);
+          __m512& total = sum[first + t].v;
+          const __m512 ds = _mm512_mul_ps(d, _mm512_set1_ps(float_at(s)));
+          total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[t]), ds, total);
+          if constexpr (kKind == kQ4_1Kind)
+            total = _mm512_fmadd_ps(m, _mm512_set1_ps(float_at(s + offset)), total);
+        }
       }
       scale += piece.block_bytes;
       codes += piece.block_bytes;

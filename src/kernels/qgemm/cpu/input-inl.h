@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 #include "kernels/qgemm/params.h"
 
@@ -32,15 +33,21 @@ inline FloatVec splat(float x) { return FloatVec{} + x; }
 inline IntVec bits_of(FloatVec v) { return reinterpret_cast<IntVec>(v); }
 inline FloatVec floats_of(IntVec v) { return reinterpret_cast<FloatVec>(v); }
 
+using Lanes = std::make_integer_sequence<int, kLanes>;
+
+template <int kStep, class Vec, int... kLane>
+inline Vec swap_lanes(Vec v, std::integer_sequence<int, kLane...>) {
+  return __builtin_shuffle(v, IntVec{(kLane ^ kStep)...});
+}
+
 // The lanes of v folded with op(a, b), in a fixed tree; the result in every lane.
-template <class Vec, class Op>
+template <int kStep = kLanes / 2, class Vec, class Op>
 inline Vec fold(Vec v, Op op) {
-  for (int step = kLanes / 2; step > 0; step /= 2) {
-    IntVec partner;
-    for (int i = 0; i < kLanes; ++i) partner[i] = i ^ step;
-    v = op(v, __builtin_shuffle(v, partner));
+  if constexpr (kStep == 0) {
+    return v;
+  } else {
+    return fold<kStep / 2>(op(v, swap_lanes<kStep>(v, Lanes{})), op);
   }
-  return v;
 }
 inline float sum_lanes(FloatVec v) {
   return fold(v, [](FloatVec a, FloatVec b) { return a + b; })[0];
