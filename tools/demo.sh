@@ -4,9 +4,10 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 document=build/demo/document.txt
-.venv/bin/python tools/make_demo_document.py "$document"
-printf 'demo: %s, %s words; its last lines:\n\n' "$document" "$(wc -w < "$document")"
-tail -n 5 "$document" | sed 's/^/    /'
-printf '\ndemo: longspur generate --model smollm2 --chat --prompt-file %s --max-tokens 128\n\n' "$document"
-exec build/release/bin/longspur generate --model smollm2 --chat --prompt-file "$document" \
-  --max-tokens 128 "$@"
+question=$(.venv/bin/python tools/make_demo_document.py "$document")
+command=(build/release/bin/longspur generate --model smollm2 --chat --prompt-file "$document"
+  -p "$question" --max-tokens 128 "$@")
+printf 'demo: a document of %s words, %s\ndemo:' "$(wc -w < "$document")" "$document"
+printf ' %q' "${command[@]}"
+printf '\n\n'
+exec "${command[@]}"

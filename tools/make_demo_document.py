@@ -1,4 +1,4 @@
-"""Writes the demo's prompt: about 7,000 tokens of real English and a question about them.
+"""Writes the demo's document, about 7,000 tokens of real English; prints a question about it.
 
     make_demo_document.py OUTPUT
 
@@ -39,7 +39,8 @@ def document() -> str:
 def main(output: str) -> None:
     path = Path(output)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{document()}\n\n\n{QUESTION}\n", encoding="utf-8")
+    path.write_text(document(), encoding="utf-8")
+    print(QUESTION)
 
 
 if __name__ == "__main__":

@@ -125,6 +125,19 @@ def test_good_tree_passes(tmp_path):
     assert check(tmp_path).errors == []
 
 
+def test_header_only_folder_needs_no_library(tmp_path):
+    use = {"src/sched/sched.cpp": GOOD["src/sched/sched.cpp"] + '#include "base/tiny/tiny.h"\n'}
+    tiny = {"src/base/tiny/tiny.h": "#pragma once\n"}
+    cmake = {"src/base/error/CMakeLists.txt": GOOD["src/base/CMakeLists.txt"]}
+    moved = {name.replace("base/", "base/error/"): text for name, text in GOOD.items()}
+    files = {name: text.replace('"base/error.h"', '"base/error/error.h"')
+             for name, text in (moved | cmake | use | tiny).items()}  # fmt: skip
+    write_tree(tmp_path, files)
+    assert check(tmp_path).errors == []
+    write_tree(tmp_path, {"src/base/tiny/tiny.cpp": '#include "base/tiny/tiny.h"\n'})
+    assert any("belongs to no library" in error for error in check(tmp_path).errors)
+
+
 @pytest.mark.parametrize(("name", "text", "message"), FAULTS)
 def test_each_fault_is_found(tmp_path, name, text, message):
     files = dict(GOOD)

@@ -3,7 +3,9 @@
 import json
 
 import check_style
+import make_demo_document
 import pytest
+import record_bench
 import run_tests
 import unmet_requirements
 import update_readme
@@ -113,3 +115,19 @@ def test_unmet_requirements(tmp_path):
     path = tmp_path / "r.txt"
     path.write_text(f"# c\npytest=={pytest.__version__}\nno-such-package==1.0\npytest==0.0.1\n")
     assert unmet_requirements.unmet(path) == ["no-such-package==1.0", "pytest==0.0.1"]
+
+
+def test_recorded_bench_fits_the_readme(tmp_path):
+    raw = {"rows": [{"context": 512, "decode_tokens_per_s": 221.4, "samples": [1, 2]}]}
+    result = record_bench.record(raw | {"baseline": "other 1.0"}, "a processor", "2026-01-02")
+    assert result["columns"] == {"context": "context", "decode_tokens_per_s": "decode tokens/s"}
+    (tmp_path / "cpu.json").write_text(json.dumps(result))
+    assert "| 512 | 221 |" in update_readme.updated(README, tmp_path)
+
+
+def test_demo_document_is_about_7000_tokens():
+    text = make_demo_document.document()
+    assert 28_000 < len(text) <= make_demo_document.CHARACTERS
+    assert "Assert statements are a convenient way to insert debugging assertions" in " ".join(
+        text.split()
+    )

@@ -1,0 +1,16 @@
+#!/bin/bash
+# Measures the default model on this machine and records the result for the README: prefill and
+# decode rates by context length, against llama.cpp where its Python package is in .venv. Extra
+# arguments go to `longspur bench`. Run it on an otherwise idle machine.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+compare=()
+if .venv/bin/python -c 'import importlib.util as u; exit(not u.find_spec("llama_cpp"))'; then
+  compare=(--compare llama.cpp)
+else
+  echo 'bench: llama-cpp-python is not in .venv, nothing to compare with'
+fi
+mkdir -p build/bench bench/results
+build/release/bin/longspur bench --model smollm2 "${compare[@]}" "$@" --output build/bench/cpu.json
+.venv/bin/python tools/record_bench.py build/bench/cpu.json bench/results/cpu_smollm2.json
+.venv/bin/python tools/update_readme.py

@@ -1,0 +1,46 @@
+"""Turns what `longspur bench --output` wrote into a result file: record_bench.py INPUT OUTPUT.
+
+Every key of a row becomes a column, in the order of the first row; what the program says about its
+baseline is kept. Device and date are this machine's, now. The format is in bench/README.md.
+"""
+
+import datetime
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+
+def processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo").read_text(errors="replace")
+    names = re.findall(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    flags = re.search(r"^flags\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    have = set(flags.group(1).split()) if flags else set()
+    best = next((f for f in ("avx512_vnni", "avx512f", "avx2") if f in have), "no AVX2")
+    name = names[0] if names else os.uname().machine
+    return f"{name}, {len(os.sched_getaffinity(0))} threads, {best}"
+
+
+def record(raw: dict, device: str, date: str) -> dict:
+    rows = raw["rows"]
+    if not rows:
+        raise SystemExit("bench: found no rows, expected at least one")
+    shown = [key for key, value in rows[0].items() if not isinstance(value, list | dict)]
+    result = {"title": "SmolLM2-135M-Instruct (Q4_1) on the CPU", "device": device, "date": date}
+    if raw.get("baseline"):
+        result["baseline"] = raw["baseline"]
+    result["columns"] = {key: key.replace("_per_s", "/s").replace("_", " ") for key in shown}
+    result["rows"] = rows
+    return result
+
+
+def main(source: str, target: str) -> None:
+    raw = json.loads(Path(source).read_text())
+    result = record(raw, processor(), datetime.date.today().isoformat())
+    Path(target).write_text(json.dumps(result, indent=1) + "\n")
+    print(f"bench: wrote {target}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
