@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <utility>
 
 #include "kernels/qgemm/params.h"
@@ -142,10 +143,12 @@ inline void quantize_block(const FloatVec (&x)[kBlockVecs],
   const bool zero = largest < 1e-30f;
   const float scale = zero ? 0.0f : largest / kLimit;
   const float inverse = zero ? 0.0f : kLimit / largest;
+  // A scale that is NaN or infinite spoils the row by itself; the codes must only stay summable.
+  const int32_t finite = largest <= std::numeric_limits<float>::max() ? -1 : 0;
   const FloatVec magic = splat(12582912.0f);
   IntVec codes[kBlockVecs], total{};
   for (int i = 0; i < kBlockVecs; ++i) {
-    codes[i] = bits_of(x[i] * inverse + magic) - 0x4b400000;
+    codes[i] = (bits_of(x[i] * inverse + magic) - 0x4b400000) & finite;
     total += codes[i];
   }
   const int32_t sum = sum_lanes(total);
