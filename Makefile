@@ -80,7 +80,9 @@ cuda-kernels: ## compile the CUDA kernels (needs nvcc, no GPU)
 	@tools/setup.sh build
 	$(call build,cuda,longspur_cuda_kernels)
 
-build/%/build.ninja: CMakePresets.json .venv/.longspur-torch
+# A folder that appeared since the last configuration is not among ninja's own dependencies.
+LISTS := $(shell find cmake src bindings bench tests -name CMakeLists.txt 2> /dev/null)
+build/%/build.ninja: CMakePresets.json .venv/.longspur-torch $(LISTS)
 	@$(CMAKE) --preset $*
 	@touch $@
 
