@@ -20,7 +20,7 @@ from pathlib import Path
 
 from cpp_scan import functions, includes, strip
 
-SUFFIXES = {".h", ".cpp", ".cuh", ".cu"}
+SUFFIXES = {".h", ".cpp", ".cuh", ".cu", ".inc", ".in"}
 HEADERS = {".h", ".cuh"}
 
 
@@ -51,7 +51,7 @@ class Source:
     @property
     def is_test(self) -> bool:
         name = Path(self.path).stem
-        return bool(re.search(r"(_test|_bench|_cases|_fuzz)$|^(fuzz|test)_|test_util", name))
+        return bool(re.search(r"(_test|_bench|_cases|_fuzz|_probe)$|^(fuzz|test)_|test_util", name))
 
 
 class Checker:
@@ -90,7 +90,8 @@ class Checker:
                 if path.suffix not in SUFFIXES:
                     continue
                 shown = path.relative_to(self.root).as_posix()
-                included = shown.removeprefix("src/")
+                # "x.h.in" is what CMake writes x.h from
+                included = shown.removeprefix("src/").removesuffix(".in")
                 result[included] = Source(included, shown, path.read_text())
         return result
 
@@ -131,11 +132,20 @@ class Checker:
             here = [lib for lib in libraries.values() if lib.folder == folder.as_posix()]
             if here:
                 stem = re.sub(r"(-inl|_impl)?$", "", Path(header).stem)
+                if self._built_otherwise(f"{folder}/{stem}", here):
+                    return []
                 twins = [lib.name for lib in here
                          if any(Path(s).stem == stem for s in lib.sources)]  # fmt: skip
                 return twins or [lib.name for lib in here]
             folder = folder.parent
         return []
+
+    def _built_otherwise(self, stem: str, libraries: list[Library]) -> bool:
+        """True for a header whose own .cpp exists but is in none of the folder's libraries."""
+        twin = f"{stem}.cpp"
+        return twin in self.sources and not any(
+            f"{lib.folder}/{source}" == twin for lib in libraries for source in lib.sources
+        )
 
     # --- rules ------------------------------------------------------------------------------
 
@@ -225,9 +235,9 @@ class Checker:
     def _check_header(self, source: Source) -> None:
         if not source.is_header:
             return
-        # Highway's foreach_target re-includes such a file once an instruction set, on purpose
-        repeated = "HWY_TARGET_TOGGLE" in source.text
-        if "#pragma once" not in source.text and not repeated:
+        # a body, included once an instruction set, maybe several times in one unit
+        body = source.path.endswith("-inl.h")
+        if "#pragma once" not in source.text and not body:
             self.errors.append(f"{source.shown}: no #pragma once")
         if re.search(r"\busing\s+namespace\b", strip(source.text)):
             self.errors.append(f"{source.shown}: using namespace in a header")

@@ -25,7 +25,7 @@ PRINTS = re.compile(
     r"|\bfprintf\s*\(\s*std(out|err)"
 )
 # The folders of the program itself may print; tests, benches and fuzz mains too.
-MAY_PRINT = re.compile(r"^(src/app/|tests/|bench/)|(_test|_bench|_fuzz)\.cpp$|/fuzz_|gtest_main")
+MAY_PRINT = re.compile(r"^(src/app/|tests/|bench/)|(_test|_bench|_fuzz|_probe)\.(cpp|cu)$|/fuzz_")
 
 
 def tracked(root: Path) -> list[str]:
@@ -63,7 +63,8 @@ def check_cpp(root: Path, name: str, text: str) -> list[str]:
     found = []
     # a .cpp beside a header of its name is explained there, a test by its cases
     own_header = (root / name).with_suffix(".h").exists()
-    explained = Path(name).suffix == ".cpp" and (own_header or name.endswith("_test.cpp"))
+    test = Path(name).stem.endswith("_test")
+    explained = Path(name).suffix in {".cpp", ".cu"} and (own_header or test)
     if not explained and not re.match(r"\s*//|\s*/\*", text):
         found.append(f"{name}: no comment at the head that says what the file computes")
     if MAY_PRINT.search(name):
