@@ -41,6 +41,9 @@ struct MemoryPlan {
   int64_t workspace_bytes = 0;
 };
 
+// Opens the model's headers and plans `options` on this machine; throws Error when it cannot fit.
+MemoryPlan plan_memory(const EngineOptions& options);
+
 struct EngineStats {
   double load_s = 0;
   int64_t prefill_tokens = 0, decode_tokens = 0;

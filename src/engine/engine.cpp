@@ -1,0 +1,284 @@
+#include "engine/engine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <map>
+#include <mutex>
+#include <set>
+
+#include "base/error.h"
+#include "base/shape.h"
+#include "base/thread_pool.h"
+#include "engine/batch_builder.h"
+#include "engine/memory_plan.h"
+#include "engine/model_bundle.h"
+#include "engine/sampling.h"
+#include "engine/sequence.h"
+#include "runtime/cpu_executor.h"
+#include "sched/scheduler.h"
+
+namespace longspur::engine {
+
+namespace {
+
+double now_s() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+class EngineImpl final : public Engine {
+ public:
+  EngineImpl(const EngineOptions& options, ModelBundle model, const Progress& progress)
+      : options_(options),
+        model_(std::move(model)),
+        pool_(options.threads > 0 ? options.threads : available_threads()),
+        plan_(plan_memory(options, model_.config, model_.tensors)),
+        blocks_(plan_.pages, model_.config.layers * model_.config.kv_heads),
+        scheduler_({options.prefill_chunk, options.max_sequences}),
+        samplers_(size_t(pool_.size())) {
+    if (!model_.chat_template.empty()) {
+      try {
+        template_ = io::ChatTemplate::parse(model_.chat_template);
+      } catch (const Error& error) {
+        template_error_ = error.what();  // a model without --chat must still run
+      }
+    }
+    const int64_t total = model_.file->file_bytes();
+    executor_ = runtime::make_cpu_executor(model_.config, model_.tensors, executor_options(options),
+                                           pool_, [&](int64_t done) {
+                                             if (progress) progress(std::min(done, total), total);
+                                           });
+    executor_->allocate_pages(plan_.pages);
+    model_.tensors = {};
+    model_.file.reset();  // weights are packed; the mapping is not needed any more
+    stats_.memory = plan_.bytes;
+    stats_.memory.weights_bytes = executor_->weights_bytes();
+  }
+
+  const io::ModelConfig& config() const override { return model_.config; }
+  const io::Tokenizer& tokenizer() const override {
+    require(model_.tokenizer != nullptr, "model '", options_.model, "': has no tokenizer");
+    return *model_.tokenizer;
+  }
+  const io::ChatTemplate* chat_template() const override {
+    require(template_error_.empty(), "model '", options_.model,
+            "': chat template: ", template_error_);
+    return template_.get();
+  }
+  const io::GenerationDefaults& defaults() const override { return model_.defaults; }
+  int64_t max_context() const override { return plan_.max_context; }
+
+  void submit(Request request) override {
+    validate_prompt(request.prompt);
+    validate(request.sampling, model_.config.vocab);
+    require(!request.id.empty() && !sequences_.contains(request.id), "request '", request.id,
+            "': an id must be unique and not empty");
+    const std::string id = request.id;
+    auto sequence = std::make_unique<Sequence>(std::move(request), blocks_, random_stream(id));
+    if (model_.tokenizer)
+      sequence->text.emplace(*model_.tokenizer, sequence->request.sampling.stop);
+    scheduler_.add(*sequence);
+    sequences_.emplace(id, std::move(sequence));
+  }
+
+  void cancel(const std::string& id) override {
+    const std::lock_guard<std::mutex> lock(cancel_mutex_);
+    cancelled_.insert(id);
+  }
+
+  std::vector<RequestUpdate> step() override {
+    std::vector<RequestUpdate> updates = drop_cancelled();
+    const std::vector<sched::Work> works = scheduler_.plan();
+    if (works.empty()) return updates;
+    const double start = now_s();
+    const BatchBuilder& batch = build_batch(works);
+    executor_->forward(batch.view());
+    sched::Scheduler::complete(works);
+    sample_outputs(batch.finished(), updates);
+    count_time(works, now_s() - start);
+    return updates;
+  }
+
+  bool busy() const override { return !sequences_.empty(); }
+
+  void logits(std::span<const int32_t> tokens, bool last_only, const LogitsSink& sink) override {
+    validate_prompt(tokens);
+    cache::BlockTable table(blocks_);
+    const int64_t total = int64_t(tokens.size());
+    require(table.grow(total), "logits: ", total, " tokens do not fit in the ",
+            blocks_.free_blocks() * 64, " free tokens of the cache");
+    for (int64_t begin = 0; begin < total; begin += options_.prefill_chunk) {
+      const int64_t end = std::min(total, begin + options_.prefill_chunk);
+      builder_.clear();
+      builder_.add(
+          tokens.subspan(size_t(begin), size_t(end - begin)), end, total, table,
+          last_only ? (end == total ? BatchBuilder::Outputs::kLast : BatchBuilder::Outputs::kNone)
+                    : BatchBuilder::Outputs::kAll);
+      builder_.build(model_.config.layers, model_.config.kv_heads);
+      executor_->forward(builder_.view());
+      const int64_t rows = last_only ? (end == total ? 1 : 0) : end - begin;
+      const int64_t first_row = last_only ? total - 1 : begin;
+      for (int64_t row = 0; row < rows; row += runtime::Executor::kLogitRows) {
+        const int64_t count = std::min(runtime::Executor::kLogitRows, rows - row);
+        sink(first_row + row, count, executor_->logits(row, count));
+      }
+    }
+  }
+
+  EngineStats stats() const override { return stats_; }
+  void reset_stats() override {
+    EngineStats fresh;
+    fresh.load_s = stats_.load_s;
+    fresh.memory = stats_.memory;
+    stats_ = fresh;
+  }
+  void set_load_seconds(double seconds) { stats_.load_s = seconds; }
+
+ private:
+  static runtime::CpuExecutorOptions executor_options(const EngineOptions& options) {
+    return {options.compute == Compute::kFp32, options.prefill_chunk, options.max_sequences};
+  }
+
+  void validate_prompt(std::span<const int32_t> tokens) const {
+    require(!tokens.empty(), "prompt: found no tokens, expected at least 1");
+    require(int64_t(tokens.size()) <= plan_.max_context, "prompt: found ", tokens.size(),
+            " tokens, expected at most the context of ", plan_.max_context);
+    for (int32_t token : tokens) {
+      require(token >= 0 && token < model_.config.vocab, "prompt: found token id ", token,
+              ", expected 0 to ", model_.config.vocab - 1);
+    }
+  }
+
+  std::vector<RequestUpdate> drop_cancelled() {
+    std::set<std::string> ids;
+    {
+      const std::lock_guard<std::mutex> lock(cancel_mutex_);
+      ids.swap(cancelled_);
+    }
+    std::vector<RequestUpdate> updates;
+    for (const std::string& id : ids) {
+      const auto found = sequences_.find(id);
+      if (found == sequences_.end()) continue;
+      RequestUpdate& update = updates.emplace_back();
+      update.id = id;
+      update.finish = FinishReason::kCancelled;
+      if (found->second->text) update.text = found->second->text->flush();
+      remove(id);
+    }
+    return updates;
+  }
+
+  void remove(const std::string& id) {
+    const auto found = sequences_.find(id);
+    scheduler_.remove(*found->second);
+    sequences_.erase(found);
+  }
+
+  const BatchBuilder& build_batch(const std::vector<sched::Work>& works) {
+    builder_.clear();
+    for (const sched::Work& work : works) {
+      auto& sequence = static_cast<Sequence&>(*work.sequence);
+      const int64_t begin = work.sequence->computed, end = begin + work.tokens;
+      const int64_t rope_length = std::max(end, sequence.prompt_tokens());
+      const auto outputs =
+          end == work.sequence->total ? BatchBuilder::Outputs::kLast : BatchBuilder::Outputs::kNone;
+      builder_.add(
+          std::span<const int32_t>(sequence.tokens).subspan(size_t(begin), size_t(work.tokens)),
+          end, rope_length, work.sequence->blocks, outputs, &sequence);
+    }
+    builder_.build(model_.config.layers, model_.config.kv_heads);
+    return builder_;
+  }
+
+  // Draws the next token of every sequence whose known tokens are all computed.
+  void sample_outputs(const std::vector<Sequence*>& finished, std::vector<RequestUpdate>& updates) {
+    const int64_t outputs = int64_t(finished.size());
+    const int64_t vocab = model_.config.vocab;
+    std::vector<Sampled> sampled(static_cast<size_t>(outputs));
+    for (int64_t first = 0; first < outputs; first += runtime::Executor::kLogitRows) {
+      const int64_t count = std::min(runtime::Executor::kLogitRows, outputs - first);
+      const float* rows = executor_->logits(first, count);
+      const auto draw = [&](Sampler& sampler, int64_t i) {
+        const auto index = size_t(first + i);
+        sampled[index] = sampler.sample(*finished[index], rows + i * vocab, vocab, model_.defaults);
+      };
+      if (count == 1) {
+        draw(samplers_[0], 0);
+        continue;
+      }
+      pool_.run([&](Team& team) {
+        team.dynamic_for(
+            count, 1, [&](int64_t begin, int64_t) { draw(samplers_[size_t(team.rank())], begin); });
+      });
+    }
+    for (size_t i = 0; i < finished.size(); ++i)
+      updates.push_back(accept(*finished[i], sampled[i]));
+  }
+
+  // Appends the token, decides whether the sequence ends, and says what is new.
+  RequestUpdate accept(Sequence& sequence, const Sampled& sampled) {
+    const SamplingParams& params = sequence.request.sampling;
+    RequestUpdate update;
+    update.id = sequence.request.id;
+    if (!sampled.error.empty()) {
+      update.finish = FinishReason::kError;
+      update.error = sampled.error;
+    } else {
+      sequence.tokens.push_back(sampled.token);
+      ++sequence.total;
+      update.tokens.push_back(sampled.token);
+      if (params.logprobs) update.logprobs.push_back(sampled.logprob);
+      const bool ends = ends_sequence(sampled.token, params, model_.defaults);
+      if (sequence.text && !ends) update.text = sequence.text->push(sampled.token);
+      if (ends || (sequence.text && sequence.text->stopped())) {
+        update.finish = FinishReason::kStop;
+      } else if (sequence.output_tokens() >= params.max_tokens ||
+                 int64_t(sequence.tokens.size()) >= plan_.max_context) {
+        update.finish = FinishReason::kLength;
+      }
+    }
+    if (update.finish != FinishReason::kNone) {
+      if (sequence.text) update.text += sequence.text->flush();
+      remove(update.id);
+    }
+    return update;
+  }
+
+  // Steps that mix prefill and decode share their time by tokens.
+  void count_time(const std::vector<sched::Work>& works, double seconds) {
+    int64_t prefill = 0, decode = 0;
+    for (const sched::Work& work : works) (work.tokens > 1 ? prefill : decode) += work.tokens;
+    const double share = double(prefill) / double(prefill + decode);
+    stats_.prefill_tokens += prefill;
+    stats_.decode_tokens += decode;
+    stats_.prefill_s += seconds * share;
+    stats_.decode_s += seconds * (1.0 - share);
+  }
+
+  EngineOptions options_;
+  ModelBundle model_;
+  ThreadPool pool_;
+  EnginePlan plan_;
+  cache::BlockManager blocks_;
+  sched::Scheduler scheduler_;
+  std::unique_ptr<runtime::Executor> executor_;
+  std::unique_ptr<io::ChatTemplate> template_;
+  std::string template_error_;
+  std::map<std::string, std::unique_ptr<Sequence>> sequences_;
+  BatchBuilder builder_;
+  std::vector<Sampler> samplers_;  // one a thread
+  std::mutex cancel_mutex_;
+  std::set<std::string> cancelled_;
+  EngineStats stats_;
+};
+
+}  // namespace
+
+std::unique_ptr<Engine> Engine::load(const EngineOptions& options, const Progress& progress) {
+  const double start = now_s();
+  validate_options(options);
+  auto engine = std::make_unique<EngineImpl>(options, open_model(options.model), progress);
+  engine->set_load_seconds(now_s() - start);
+  return engine;
+}
+
+}  // namespace longspur::engine

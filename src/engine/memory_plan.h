@@ -1,0 +1,22 @@
+// What a run will take, decided before anything is loaded.
+#pragma once
+
+#include "engine/engine.h"
+#include "models/decoder_tensors.h"
+
+namespace longspur::engine {
+
+struct EnginePlan {
+  MemoryPlan bytes;
+  int64_t max_context = 0;
+  int64_t pages = 0;
+};
+
+// Throws UsageError on impossible values and UnsupportedError on what is not built.
+void validate_options(const EngineOptions& options);
+
+EnginePlan plan_memory(const EngineOptions& options,
+                       const io::ModelConfig& config,
+                       const models::DecoderTensors& tensors);
+
+}  // namespace longspur::engine

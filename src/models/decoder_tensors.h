@@ -1,0 +1,55 @@
+// Which stored tensor plays which part in a decoder: names of HF folders and GGUF files mapped to
+// roles, presence and shapes checked. Every backend loads its weights through this.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/dtype.h"
+#include "io/files/model_config.h"
+#include "io/files/tensor_file.h"
+
+namespace longspur::models {
+
+// One stored tensor, [N, K] (or [N] for a vector), and how to read its rows.
+struct TensorSource {
+  const io::TensorInfo* tensor = nullptr;  // null: the model has none
+  // GGUF's llama family interleaves the two rotary halves of each head's rows; heads > 0 says that
+  // stored row h * D + 2 j + s is row h * D + s * D/2 + j of the model.
+  int64_t permuted_heads = 0;
+
+  explicit operator bool() const { return tensor != nullptr; }
+  int64_t n() const { return tensor->shape[0]; }
+  int64_t k() const { return tensor->shape.size() > 1 ? tensor->shape[1] : 1; }
+};
+
+struct LayerTensors {
+  TensorSource attn_norm, q_norm, k_norm, ffn_norm;
+  TensorSource q, k, v, output, gate, up, down;
+  TensorSource q_bias, k_bias, v_bias, output_bias, gate_bias, up_bias, down_bias;
+};
+
+struct DecoderTensors {
+  TensorSource embedding, final_norm;
+  TensorSource head;  // null when tied to the embedding
+  std::vector<LayerTensors> layers;
+};
+
+// Throws one Error that lists every missing tensor and every wrong shape.
+DecoderTensors find_decoder_tensors(const io::TensorFile& file, const io::ModelConfig& config);
+
+// The rows of `source` in the model's order and in the type `as`: the stored type itself (rows
+// copied, or borrowed when nothing changes), or kF32 / kBF16 (dequantised).
+struct Rows {
+  DType dtype;
+  int64_t n, k;
+  const std::byte* data;           // [n rows]
+  std::vector<std::byte> storage;  // owns data unless borrowed from the file
+};
+Rows read_rows(const TensorSource& source, DType as);
+
+// A vector as fp32.
+std::vector<float> read_vector(const TensorSource& source);
+
+}  // namespace longspur::models

@@ -1,0 +1,248 @@
+#include "runtime/cpu_executor.h"
+
+#include <algorithm>
+
+#include "base/aligned_buffer.h"
+#include "base/error.h"
+#include "base/shape.h"
+#include "kernels/attention/rope.h"
+#include "runtime/cpu_backend.h"
+#include "runtime/cpu_weights.h"
+
+namespace longspur::runtime {
+
+namespace attention = kernels::attention;
+namespace qgemm = kernels::qgemm;
+
+namespace {
+
+// RoPE tables grow in steps of this many positions: a short prompt does not pay for the model's
+// whole context.
+constexpr int64_t kRopeStep = 1024;
+
+int64_t wide_width(const io::ModelConfig& c) {
+  return std::max((c.heads + 2 * c.kv_heads) * c.head_dim, 2 * c.intermediate);
+}
+
+int64_t activation_floats(const io::ModelConfig& c, const CpuExecutorOptions& options) {
+  return options.max_tokens * (c.hidden + wide_width(c) + c.heads * c.head_dim) +
+         Executor::kLogitRows * c.vocab;
+}
+
+// Scratch of the widest product, over all types a product may have.
+int64_t matmul_scratch(const io::ModelConfig& c, int64_t tokens) {
+  const int64_t k = std::max({c.hidden, c.intermediate, c.heads * c.head_dim});
+  int64_t bytes = 0;
+  for (DType dtype :
+       {DType::kF32, DType::kBF16, DType::kF16, DType::kQ8_0, DType::kQ4_0, DType::kQ4_1}) {
+    bytes = std::max(bytes, qgemm::workspace_bytes(dtype, tokens, k));
+  }
+  return bytes;
+}
+
+attention::RopeParams rope_params(const io::ModelConfig& config) {
+  using Kind = io::RopeScaling::Kind;
+  const io::RopeScaling& scaling = config.rope_scaling;
+  attention::RopeParams params;
+  switch (scaling.kind) {
+    case Kind::kNone:
+      params.kind = attention::RopeKind::kNone;
+      break;
+    case Kind::kLinear:
+      params.kind = attention::RopeKind::kLinear;
+      break;
+    case Kind::kDynamic:
+      params.kind = attention::RopeKind::kDynamic;
+      break;
+    case Kind::kLlama3:
+      params.kind = attention::RopeKind::kLlama3;
+      break;
+    case Kind::kYarn:
+      params.kind = attention::RopeKind::kYarn;
+      break;
+  }
+  params.theta = config.rope_theta;
+  params.rotary_dim = config.rotary_dim;
+  params.factor = scaling.factor;
+  params.max_position = config.max_position;
+  params.original_max_position = scaling.original_max_position;
+  params.low_freq_factor = scaling.low_freq_factor;
+  params.high_freq_factor = scaling.high_freq_factor;
+  params.beta_fast = scaling.beta_fast;
+  params.beta_slow = scaling.beta_slow;
+  params.attention_factor = scaling.attention_factor;
+  params.mscale = scaling.mscale;
+  params.mscale_all_dim = scaling.mscale_all_dim;
+  params.truncate = scaling.truncate;
+  params.freq_factors = config.rope_freq_factors;
+  return params;
+}
+
+class CpuExecutor final : public Executor {
+ public:
+  CpuExecutor(const io::ModelConfig& config,
+              const models::DecoderTensors& tensors,
+              const CpuExecutorOptions& options,
+              ThreadPool& pool,
+              const std::function<void(int64_t)>& progress)
+      : config_(config), options_(options), pool_(pool), rope_(rope_params(config)) {
+    weights_ = load_cpu_weights(tensors, options.fp32, pool, progress);
+    shape_ = {config.hidden,   config.intermediate, config.heads,          config.kv_heads,
+              config.head_dim, config.rotary_dim,   float(config.rms_eps), config.sliding_window};
+    activations_ = AlignedBuffer(size_t(activation_floats(config, options)) * sizeof(float));
+    matmul_workspace_ = AlignedBuffer(size_t(matmul_scratch(config, options.max_tokens)));
+    step_.shape = &shape_;
+    step_.kv_type = kv_type();
+    step_.hidden = activations_.as<float>();
+    step_.wide = step_.hidden + options.max_tokens * config.hidden;
+    step_.attended = step_.wide + options.max_tokens * wide_width(config);
+    step_.logits = step_.attended + options.max_tokens * config.heads * config.head_dim;
+    step_.matmul_workspace = matmul_workspace_.data();
+  }
+
+  int64_t weights_bytes() const override {
+    int64_t bytes = linear_bytes(weights_.embedding);
+    if (weights_.head.parts != weights_.embedding.parts) bytes += linear_bytes(weights_.head);
+    for (const CpuLayer& layer : weights_.layers) {
+      bytes += linear_bytes(layer.qkv) + linear_bytes(layer.output) + linear_bytes(layer.gate_up) +
+               linear_bytes(layer.down);
+    }
+    return bytes;
+  }
+
+  int64_t workspace_bytes() const override {
+    return int64_t(activations_.size() + matmul_workspace_.size() + attention_workspace_.size());
+  }
+
+  int64_t page_bytes() const override { return attention::page_bytes(kv_type(), config_.head_dim); }
+
+  void allocate_pages(int64_t pages) override {
+    pages_ = AlignedBuffer(size_t(pages * page_bytes()));
+    step_.pool = pages_.data();
+  }
+
+  void forward(const ForwardBatch& batch) override {
+    LONGSPUR_ASSERT(int64_t(batch.tokens.size()) <= options_.max_tokens);
+    LONGSPUR_ASSERT(step_.pool != nullptr);
+    step_.batch = &batch;
+    prepare_rope(batch);
+    prepare_attention(batch);
+    outputs_ = int64_t(batch.output_rows.size());
+    ready_rows_ = outputs_ <= kLogitRows ? outputs_ : 0;
+    pool_.run([&](Team& team) {
+      CpuBackend backend(team, step_);
+      const auto hidden = models::decoder_hidden(backend, weights_);
+      if (ready_rows_ > 0) models::decoder_logits(backend, weights_, hidden);
+    });
+  }
+
+  const float* logits(int64_t first, int64_t count) override {
+    LONGSPUR_ASSERT(count <= kLogitRows && first >= 0 && first + count <= outputs_);
+    if (first + count <= ready_rows_) return step_.logits + first * config_.vocab;
+    const CpuBackend::Act rows{step_.hidden + first * config_.hidden, count, config_.hidden};
+    pool_.run([&](Team& team) {
+      CpuBackend backend(team, step_);
+      models::decoder_logits(backend, weights_, rows);
+    });
+    return step_.logits;
+  }
+
+ private:
+  attention::KvType kv_type() const {
+    return options_.fp32 ? attention::KvType::kF32 : attention::KvType::kBF16;
+  }
+
+  static int64_t linear_bytes(const CpuLinear& linear) {
+    int64_t bytes = 0;
+    for (const auto& part : linear.parts) bytes += part->bytes();
+    return bytes;
+  }
+
+  void prepare_rope(const ForwardBatch& batch) {
+    if (rope_.kind == attention::RopeKind::kDynamic) {
+      sequence_rope_.clear();
+      for (size_t b = 0; b < batch.kv_lens.size(); ++b) {
+        attention::RopeTable table =
+            attention::make_rope_table(rope_, batch.kv_lens[b], batch.rope_lens[b]);
+        sequence_rope_.push_back(std::move(table.cos));
+        sequence_rope_.push_back(std::move(table.sin));
+      }
+      step_.sequence_rope = &sequence_rope_;
+      return;
+    }
+    int64_t needed = 0;
+    for (int32_t length : batch.kv_lens) needed = std::max<int64_t>(needed, length);
+    if (needed > table_positions_) {
+      table_positions_ = round_up(needed, kRopeStep);
+      table_ = attention::make_rope_table(rope_, table_positions_, table_positions_);
+    }
+    step_.rope_cos = table_.cos.data();
+    step_.rope_sin = table_.sin.data();
+  }
+
+  void prepare_attention(const ForwardBatch& batch) {
+    attention::PagedKv kv;
+    kv.type = kv_type();
+    kv.head_dim = config_.head_dim;
+    kv.kv_heads = config_.kv_heads;
+    kv.max_blocks = batch.max_blocks;
+    const attention::BatchShape shape{int64_t(batch.kv_lens.size()), batch.cu_seqlens.data(),
+                                      batch.kv_lens.data()};
+    const int64_t bytes = attention::workspace_bytes(shape, config_.heads, kv, pool_.size());
+    if (bytes > int64_t(attention_workspace_.size())) {
+      attention_workspace_ =
+          AlignedBuffer();  // the old one goes first: they need not live together
+      attention_workspace_ = AlignedBuffer(size_t(bytes));
+    }
+    step_.attention_workspace = attention_workspace_.data();
+  }
+
+  io::ModelConfig config_;
+  CpuExecutorOptions options_;
+  ThreadPool& pool_;
+  attention::RopeParams rope_;
+  CpuWeights weights_;
+  CpuModelShape shape_;
+  CpuStep step_;
+  AlignedBuffer activations_, matmul_workspace_, attention_workspace_, pages_;
+  attention::RopeTable table_;
+  int64_t table_positions_ = 0;
+  std::vector<std::vector<float>> sequence_rope_;
+  int64_t outputs_ = 0;     // rows of the last forward
+  int64_t ready_rows_ = 0;  // of these, rows whose logits the forward computed already
+};
+
+}  // namespace
+
+int64_t cpu_weights_bytes(const models::DecoderTensors& tensors, bool fp32) {
+  int64_t bytes = 0;
+  const auto add = [&](const models::TensorSource& source) {
+    if (source) bytes += dtype_bytes(cpu_weight_type(source, fp32), source.n() * source.k());
+  };
+  add(tensors.embedding);
+  add(tensors.head);
+  for (const models::LayerTensors& t : tensors.layers) {
+    for (const auto* source : {&t.q, &t.k, &t.v, &t.output, &t.gate, &t.up, &t.down}) add(*source);
+  }
+  return bytes;
+}
+
+int64_t cpu_page_bytes(const io::ModelConfig& config, bool fp32) {
+  return attention::page_bytes(fp32 ? attention::KvType::kF32 : attention::KvType::kBF16,
+                               config.head_dim);
+}
+
+int64_t cpu_workspace_bytes(const io::ModelConfig& config, const CpuExecutorOptions& options) {
+  return activation_floats(config, options) * int64_t(sizeof(float)) +
+         matmul_scratch(config, options.max_tokens);
+}
+
+std::unique_ptr<Executor> make_cpu_executor(const io::ModelConfig& config,
+                                            const models::DecoderTensors& tensors,
+                                            const CpuExecutorOptions& options,
+                                            ThreadPool& pool,
+                                            const std::function<void(int64_t)>& progress) {
+  return std::make_unique<CpuExecutor>(config, tensors, options, pool, progress);
+}
+
+}  // namespace longspur::runtime

@@ -1,0 +1,32 @@
+// CPU executor: weights packed for the machine, one SPMD team, fp32 activations, a paged cache.
+#pragma once
+
+#include <functional>
+#include <memory>
+
+#include "base/thread_pool.h"
+#include "io/files/model_config.h"
+#include "models/decoder_tensors.h"
+#include "runtime/executor.h"
+
+namespace longspur::runtime {
+
+struct CpuExecutorOptions {
+  bool fp32 = false;         // reference arithmetic: weights dequantised to fp32, fp32 cache
+  int64_t max_tokens = 512;  // of one forward
+  int64_t max_sequences = 16;
+};
+
+// Bytes the packed weights will take, from the tensors' headers alone.
+int64_t cpu_weights_bytes(const models::DecoderTensors& tensors, bool fp32);
+int64_t cpu_page_bytes(const io::ModelConfig& config, bool fp32);
+int64_t cpu_workspace_bytes(const io::ModelConfig& config, const CpuExecutorOptions& options);
+
+// progress(bytes of stored weights done). Tensors need not outlive the call.
+std::unique_ptr<Executor> make_cpu_executor(const io::ModelConfig& config,
+                                            const models::DecoderTensors& tensors,
+                                            const CpuExecutorOptions& options,
+                                            ThreadPool& pool,
+                                            const std::function<void(int64_t)>& progress);
+
+}  // namespace longspur::runtime

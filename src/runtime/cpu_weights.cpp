@@ -1,0 +1,101 @@
+#include "runtime/cpu_weights.h"
+
+#include "base/error.h"
+
+namespace longspur::runtime {
+
+namespace qgemm = kernels::qgemm;
+using models::TensorSource;
+
+DType cpu_weight_type(const TensorSource& source, bool fp32) {
+  if (fp32) return DType::kF32;
+  return qgemm::supports(source.tensor->dtype, source.k()) ? source.tensor->dtype : DType::kBF16;
+}
+
+namespace {
+
+class Loader {
+ public:
+  Loader(bool fp32, ThreadPool& pool, const std::function<void(int64_t)>& progress)
+      : fp32_(fp32), pool_(pool), progress_(progress) {}
+
+  // Stacks matrices along N; neighbours of one type share a packed matrix.
+  CpuLinear linear(const std::vector<TensorSource>& sources,
+                   const std::vector<TensorSource>& biases) {
+    CpuLinear result;
+    result.k = sources[0].k();
+    for (size_t begin = 0; begin < sources.size();) {
+      const DType type = cpu_weight_type(sources[begin], fp32_);
+      size_t end = begin + 1;
+      while (end < sources.size() && cpu_weight_type(sources[end], fp32_) == type) ++end;
+      std::vector<models::Rows> rows;
+      std::vector<qgemm::WeightRows> parts;
+      for (size_t i = begin; i < end; ++i) rows.push_back(models::read_rows(sources[i], type));
+      for (const models::Rows& r : rows) parts.push_back({r.dtype, r.data, r.n, r.k});
+      result.parts.push_back(qgemm::pack(parts, pool_));
+      result.n += result.parts.back()->n();
+      for (size_t i = begin; i < end; ++i) report(sources[i]);
+      begin = end;
+    }
+    add_bias(result, sources, biases);
+    return result;
+  }
+
+  CpuVector vector(const TensorSource& source) {
+    if (source) report(source);
+    return models::read_vector(source);
+  }
+
+ private:
+  // A stacked product has a bias when any of its parts has one; the others get zeros.
+  static void add_bias(CpuLinear& result,
+                       const std::vector<TensorSource>& sources,
+                       const std::vector<TensorSource>& biases) {
+    bool any = false;
+    for (const TensorSource& bias : biases) any = any || bias;
+    if (!any) return;
+    for (size_t i = 0; i < sources.size(); ++i) {
+      const std::vector<float> values = biases[i]
+                                            ? models::read_vector(biases[i])
+                                            : std::vector<float>(size_t(sources[i].n()), 0.0f);
+      result.bias.insert(result.bias.end(), values.begin(), values.end());
+    }
+  }
+
+  void report(const TensorSource& source) {
+    done_ += int64_t(source.tensor->data.size());
+    if (progress_) progress_(done_);
+  }
+
+  bool fp32_;
+  ThreadPool& pool_;
+  const std::function<void(int64_t)>& progress_;
+  int64_t done_ = 0;
+};
+
+}  // namespace
+
+CpuWeights load_cpu_weights(const models::DecoderTensors& tensors,
+                            bool fp32,
+                            ThreadPool& pool,
+                            const std::function<void(int64_t)>& progress) {
+  Loader loader(fp32, pool, progress);
+  CpuWeights weights;
+  weights.embedding = loader.linear({tensors.embedding}, {{}});
+  weights.head = tensors.head ? loader.linear({tensors.head}, {{}}) : weights.embedding;
+  weights.final_norm = loader.vector(tensors.final_norm);
+  for (const models::LayerTensors& t : tensors.layers) {
+    CpuLayer& layer = weights.layers.emplace_back();
+    layer.attn_norm = loader.vector(t.attn_norm);
+    layer.qkv = loader.linear({t.q, t.k, t.v}, {t.q_bias, t.k_bias, t.v_bias});
+    layer.q_norm = loader.vector(t.q_norm);
+    layer.k_norm = loader.vector(t.k_norm);
+    layer.output = loader.linear({t.output}, {t.output_bias});
+    layer.ffn_norm = loader.vector(t.ffn_norm);
+    layer.gate_up = loader.linear({t.gate, t.up}, {t.gate_bias, t.up_bias});
+    layer.down = loader.linear({t.down}, {t.down_bias});
+  }
+  return weights;
+}
+
+}  // namespace longspur::runtime

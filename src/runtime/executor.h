@@ -1,0 +1,43 @@
+// Runs a model over a packed batch with a paged cache. One implementation a device.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+namespace longspur::runtime {
+
+// Tokens of several sequences, packed. Sequence b owns tokens cu_seqlens[b] .. cu_seqlens[b + 1];
+// they are the last ones of its kv_lens[b] tokens, which all have pages.
+struct ForwardBatch {
+  std::span<const int32_t> tokens;      // [T]
+  std::span<const int32_t> cu_seqlens;  // [B + 1]
+  std::span<const int32_t> kv_lens;     // [B]
+  // [B] length the dynamic rope scaling is taken at: of the whole prompt while it is prefilled.
+  std::span<const int32_t> rope_lens;
+  std::span<const int32_t> block_table;  // [layers, B, G, max_blocks] page ids
+  int64_t max_blocks = 0;
+  std::span<const int32_t> output_rows;  // [R] rows whose logits are wanted, rising
+};
+
+class Executor {
+ public:
+  virtual ~Executor() = default;
+
+  virtual int64_t weights_bytes() const = 0;
+  virtual int64_t workspace_bytes() const = 0;
+  // Bytes of one page: 64 tokens of one KV head of one layer, keys and values.
+  virtual int64_t page_bytes() const = 0;
+  // The page pool; called once, before the first forward.
+  virtual void allocate_pages(int64_t pages) = 0;
+
+  // Computes the batch, appending to the cache. At most the max_tokens the executor was made for.
+  virtual void forward(const ForwardBatch& batch) = 0;
+  // Logits [count, V] fp32 on the host of outputs first .. first + count of the last forward; valid
+  // until the next call. count <= kLogitRows.
+  static constexpr int64_t kLogitRows = 32;
+  virtual const float* logits(int64_t first, int64_t count) = 0;
+};
+
+}  // namespace longspur::runtime
