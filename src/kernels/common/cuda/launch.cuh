@@ -1,0 +1,62 @@
+// Device-side helpers that every CUDA family shares: 16-byte vectors, warp and block reductions.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace longspur::kernels {
+
+inline constexpr int kWarp = 32;
+
+// 16 bytes of T, the widest load a thread can make.
+template <class T>
+struct alignas(16) Vec {
+  static constexpr int kSize = 16 / int(sizeof(T));
+  T data[kSize];
+};
+
+__device__ inline float to_float(float x) { return x; }
+__device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+template <class T>
+__device__ inline T from_float(float x);
+template <>
+__device__ inline float from_float<float>(float x) {
+  return x;
+}
+template <>
+__device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
+  return __float2bfloat16_rn(x);
+}
+
+__device__ inline float warp_sum(float x) {
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(~0u, x, offset);
+  return x;
+}
+
+__device__ inline float warp_max(float x) {
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2)
+    x = fmaxf(x, __shfl_xor_sync(~0u, x, offset));
+  return x;
+}
+
+// Sum over a block of at most 1,024 threads; every thread gets it. `scratch`: 33 floats of shared
+// memory that no other reduction of the same kernel may still be reading.
+__device__ inline float block_sum(float x, float* scratch) {
+  const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
+  const int warps = (int(blockDim.x) + kWarp - 1) / kWarp;
+  x = warp_sum(x);
+  if (lane == 0) scratch[warp] = x;
+  __syncthreads();
+  if (warp == 0) {
+    x = warp_sum(lane < warps ? scratch[lane] : 0.0f);
+    if (lane == 0) scratch[kWarp] = x;
+  }
+  __syncthreads();
+  return scratch[kWarp];
+}
+
+}  // namespace longspur::kernels

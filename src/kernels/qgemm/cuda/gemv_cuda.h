@@ -1,0 +1,25 @@
+// y[T, N] = x[T, K] W[N, K]^T for few tokens (T <= 8) on CUDA: decode, bound by reading W once.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/common/cuda/status.h"
+
+namespace longspur::kernels::qgemm::cuda {
+
+inline constexpr int64_t kGemvTokens = 8;
+
+struct GemvArgs {
+  const void* x;      // [T, K] bf16
+  const void* w;      // [N, K] bf16, rows 16-byte aligned
+  const float* bias;  // [N] or null
+  void* y;            // [T, N] bf16 or fp32
+  int64_t t, n, k;
+  bool y_fp32;
+};
+
+// K must be a multiple of 8. Returns nullptr or the launch error's text.
+bool gemv_accepts(int64_t t, int64_t k);
+CudaStatus gemv(const GemvArgs& args, void* stream);
+
+}  // namespace longspur::kernels::qgemm::cuda
