@@ -5,7 +5,7 @@
 #include "base/aligned_buffer.h"
 #include "base/error.h"
 #include "base/shape.h"
-#include "kernels/attention/rope.h"
+#include "models/rope_params.h"
 #include "runtime/cpu_backend.h"
 #include "runtime/cpu_weights.h"
 
@@ -40,44 +40,6 @@ int64_t matmul_scratch(const io::ModelConfig& c, int64_t tokens) {
   return bytes;
 }
 
-attention::RopeParams rope_params(const io::ModelConfig& config) {
-  using Kind = io::RopeScaling::Kind;
-  const io::RopeScaling& scaling = config.rope_scaling;
-  attention::RopeParams params;
-  switch (scaling.kind) {
-    case Kind::kNone:
-      params.kind = attention::RopeKind::kNone;
-      break;
-    case Kind::kLinear:
-      params.kind = attention::RopeKind::kLinear;
-      break;
-    case Kind::kDynamic:
-      params.kind = attention::RopeKind::kDynamic;
-      break;
-    case Kind::kLlama3:
-      params.kind = attention::RopeKind::kLlama3;
-      break;
-    case Kind::kYarn:
-      params.kind = attention::RopeKind::kYarn;
-      break;
-  }
-  params.theta = config.rope_theta;
-  params.rotary_dim = config.rotary_dim;
-  params.factor = scaling.factor;
-  params.max_position = config.max_position;
-  params.original_max_position = scaling.original_max_position;
-  params.low_freq_factor = scaling.low_freq_factor;
-  params.high_freq_factor = scaling.high_freq_factor;
-  params.beta_fast = scaling.beta_fast;
-  params.beta_slow = scaling.beta_slow;
-  params.attention_factor = scaling.attention_factor;
-  params.mscale = scaling.mscale;
-  params.mscale_all_dim = scaling.mscale_all_dim;
-  params.truncate = scaling.truncate;
-  params.freq_factors = config.rope_freq_factors;
-  return params;
-}
-
 class CpuExecutor final : public Executor {
  public:
   CpuExecutor(const io::ModelConfig& config,
@@ -85,7 +47,7 @@ class CpuExecutor final : public Executor {
               const CpuExecutorOptions& options,
               ThreadPool& pool,
               const std::function<void(int64_t)>& progress)
-      : config_(config), options_(options), pool_(pool), rope_(rope_params(config)) {
+      : config_(config), options_(options), pool_(pool), rope_(models::rope_params(config)) {
     weights_ = load_cpu_weights(tensors, options.fp32, pool, progress);
     shape_ = {config.hidden,   config.intermediate, config.heads,          config.kv_heads,
               config.head_dim, config.rotary_dim,   float(config.rms_eps), config.sliding_window};
