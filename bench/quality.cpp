@@ -1,6 +1,6 @@
 // quality_bench MODEL TEXT [TOKENS] [WINDOW]
-// Mean KL divergence (nats) and top-1 agreement of the default arithmetic against the fp32 reference,
-// over non-overlapping windows of a text's tokens. Prints one JSON object.
+// Mean KL divergence (nats) and top-1 agreement of the default arithmetic against the fp32
+// reference, over non-overlapping windows of a text's tokens. Prints one JSON object.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -30,7 +30,8 @@ std::vector<double> log_softmax(const float* logits, int64_t vocab) {
   return result;
 }
 
-void compare_row(const float* reference, const float* found, int64_t vocab, int64_t next, Totals& totals) {
+void compare_row(
+    const float* reference, const float* found, int64_t vocab, int64_t next, Totals& totals) {
   const std::vector<double> p = log_softmax(reference, vocab), q = log_softmax(found, vocab);
   double kl = 0;
   int64_t best_p = 0, best_q = 0;
@@ -81,7 +82,8 @@ void run(const std::string& model, const std::string& text_path, int64_t limit, 
         compare_row(expected.data() + at * vocab, logits + r * vocab, vocab, next, totals);
       }
     });
-    std::fprintf(stderr, "\r%lld / %zu tokens", static_cast<long long>(begin + length), tokens.size());
+    std::fprintf(stderr, "\r%lld / %zu tokens", static_cast<long long>(begin + length),
+                 tokens.size());
   }
   std::fprintf(stderr, "\n");
   const nlohmann::ordered_json result = {
@@ -106,7 +108,8 @@ int main(int argc, char** argv) {
     return 2;
   }
   try {
-    longspur::run(argv[1], argv[2], argc > 3 ? std::atoll(argv[3]) : 8192, argc > 4 ? std::atoll(argv[4]) : 1024);
+    longspur::run(argv[1], argv[2], argc > 3 ? std::atoll(argv[3]) : 8192,
+                  argc > 4 ? std::atoll(argv[4]) : 1024);
     return 0;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "quality_bench: error: %s\n", error.what());

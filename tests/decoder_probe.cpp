@@ -1,6 +1,7 @@
 // decoder_probe FOLDER TOKENS.json OUTPUT.safetensors
 // Runs the training forward and backward on one packed batch and writes logits, the mean next-token
-// loss and every parameter's gradient, for comparison with transformers (tests/python/test_models.py).
+// loss and every parameter's gradient, for comparison with transformers
+// (tests/python/test_models.py).
 #include <ATen/Functions.h>
 
 #include <cstdio>
@@ -23,7 +24,8 @@ struct PackedBatch {
 };
 
 PackedBatch read_batch(const char* path) {
-  const auto lists = nlohmann::json::parse(std::ifstream(path)).get<std::vector<std::vector<int64_t>>>();
+  const auto lists =
+      nlohmann::json::parse(std::ifstream(path)).get<std::vector<std::vector<int64_t>>>();
   std::vector<int64_t> tokens, inputs, targets;
   std::vector<int32_t> cu_seqlens = {0};
   for (const auto& list : lists) {
@@ -42,7 +44,8 @@ PackedBatch read_batch(const char* path) {
 void run(const char* folder, const char* tokens_path, const char* output) {
   const io::ModelConfig config = io::model_config_from_hf(folder);
   const auto file = io::open_safetensors(folder);
-  const models::TorchDecoder decoder(config, models::find_decoder_tensors(*file, config), at::kFloat, at::kCPU);
+  const models::TorchDecoder decoder(config, models::find_decoder_tensors(*file, config),
+                                     at::kFloat, at::kCPU);
   const PackedBatch batch = read_batch(tokens_path);
   const at::Tensor logits = decoder.forward(batch.tokens, batch.cu_seqlens);
   const at::Tensor loss =
@@ -53,12 +56,15 @@ void run(const char* folder, const char* tokens_path, const char* output) {
   std::vector<at::Tensor> keep;
   const auto add = [&](const std::string& name, const at::Tensor& value) {
     const at::Tensor dense = keep.emplace_back(value.detach().contiguous());
-    tensors.push_back({name, DType::kF32, dense.sizes().vec(),
+    tensors.push_back({name,
+                       DType::kF32,
+                       dense.sizes().vec(),
                        {static_cast<const std::byte*>(dense.data_ptr()), size_t(dense.nbytes())}});
   };
   add("logits", logits);
   add("loss", loss);
-  for (const auto& parameter : decoder.named_parameters()) add("grad." + parameter.name, parameter.grad());
+  for (const auto& parameter : decoder.named_parameters())
+    add("grad." + parameter.name, parameter.grad());
   io::write_safetensors(output, tensors, {});
 }
 

@@ -23,7 +23,9 @@ class TorchBackend {
   using Weights = TorchWeights;
   using Act = at::Tensor;
 
-  TorchBackend(const io::ModelConfig& config, const at::Tensor& tokens, const at::Tensor& cu_seqlens)
+  TorchBackend(const io::ModelConfig& config,
+               const at::Tensor& tokens,
+               const at::Tensor& cu_seqlens)
       : config_(config), tokens_(tokens), cu_seqlens_(cu_seqlens.to(tokens.device())) {
     const at::Tensor lengths = cu_seqlens.diff();
     max_length_ = lengths.max().item<int64_t>();
@@ -57,8 +59,8 @@ class TorchBackend {
     const int64_t window = config_.sliding_window[layer];
     if (window > 0 && max_length_ > window) {
       throw UnsupportedError(concat("training forward: found a sequence of ", max_length_,
-                                    " tokens, expected at most layer ", layer, "'s sliding window of ",
-                                    window));
+                                    " tokens, expected at most layer ", layer,
+                                    "'s sliding window of ", window));
     }
     const int64_t h = config_.heads, g = config_.kv_heads, d = config_.head_dim;
     const auto parts = qkv.view({qkv.size(0), h + 2 * g, d}).split_with_sizes({h, g, g}, 1);
@@ -146,7 +148,8 @@ class LeafLoader {
   std::vector<NamedParameter>& parameters_;
 };
 
-std::vector<std::string> prefixed(const std::string& prefix, const std::vector<std::string>& names) {
+std::vector<std::string> prefixed(const std::string& prefix,
+                                  const std::vector<std::string>& names) {
   std::vector<std::string> result;
   for (const std::string& name : names) result.push_back(prefix + name);
   return result;
@@ -168,8 +171,10 @@ TorchLayer load_layer(LeafLoader& loader, const LayerTensors& t, int64_t index) 
   layer.output.weight = loader.leaf({t.output}, names({"self_attn.o_proj.weight"}));
   layer.output.bias = loader.leaf({t.output_bias}, names({"self_attn.o_proj.bias"}));
   layer.ffn_norm = loader.leaf({t.ffn_norm}, names({"post_attention_layernorm.weight"}));
-  layer.gate_up.weight = loader.leaf({t.gate, t.up}, names({"mlp.gate_proj.weight", "mlp.up_proj.weight"}));
-  layer.gate_up.bias = loader.leaf({t.gate_bias, t.up_bias}, names({"mlp.gate_proj.bias", "mlp.up_proj.bias"}));
+  layer.gate_up.weight =
+      loader.leaf({t.gate, t.up}, names({"mlp.gate_proj.weight", "mlp.up_proj.weight"}));
+  layer.gate_up.bias =
+      loader.leaf({t.gate_bias, t.up_bias}, names({"mlp.gate_proj.bias", "mlp.up_proj.bias"}));
   layer.down.weight = loader.leaf({t.down}, names({"mlp.down_proj.weight"}));
   layer.down.bias = loader.leaf({t.down_bias}, names({"mlp.down_proj.bias"}));
   return layer;
@@ -198,9 +203,10 @@ TorchDecoder::TorchDecoder(const io::ModelConfig& config,
 
 at::Tensor TorchDecoder::forward(const at::Tensor& tokens, const at::Tensor& cu_seqlens) const {
   require(tokens.scalar_type() == at::kLong && tokens.dim() == 1 && tokens.numel() > 0,
-          "tokens: found ", tokens.dim(), "-d ", tokens.scalar_type(), ", expected 1-d int64, not empty");
-  require(cu_seqlens.scalar_type() == at::kInt && cu_seqlens.dim() == 1 && cu_seqlens.numel() >= 2 &&
-              cu_seqlens.device().is_cpu(),
+          "tokens: found ", tokens.dim(), "-d ", tokens.scalar_type(),
+          ", expected 1-d int64, not empty");
+  require(cu_seqlens.scalar_type() == at::kInt && cu_seqlens.dim() == 1 &&
+              cu_seqlens.numel() >= 2 && cu_seqlens.device().is_cpu(),
           "cu_seqlens: found ", cu_seqlens.dim(), "-d ", cu_seqlens.scalar_type(),
           ", expected 1-d int32 on the CPU with at least 2 entries");
   TorchBackend backend(config_, tokens, cu_seqlens);

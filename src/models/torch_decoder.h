@@ -1,6 +1,6 @@
-// The decoder as a torch computation: the forward over a packed batch without a cache, with autograd.
-// What training runs. Same definition (models/decoder.h), same tensors (models/decoder_tensors.h) as
-// inference.
+// The decoder as a torch computation: the forward over a packed batch without a cache, with
+// autograd. What training runs. Same definition (models/decoder.h), same tensors
+// (models/decoder_tensors.h) as inference.
 #pragma once
 
 #include <torch/types.h>

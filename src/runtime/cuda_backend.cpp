@@ -21,6 +21,8 @@ namespace {
 // From this many query rows a sequence's pages are gathered and go through the dense attention,
 // which reads keys once a tile of queries instead of once a query.
 constexpr int64_t kPrefillRows = 16;
+// Query rows of one paged launch: bounds the scratch of a long windowed prefill.
+constexpr int64_t kPagedRows = 64;
 
 void check(kernels::CudaStatus status, const char* what) {
   if (status != nullptr) throw Error(concat("cuda: ", what, ": ", status));
@@ -50,8 +52,8 @@ paged::PagedCache CudaBackend::cache_of(std::size_t layer) const {
 CudaBackend::Act CudaBackend::embed(const CudaLinear& embedding) {
   const int64_t t = step_.tokens.size(0), c = embedding.weight.size(1);
   const at::Tensor hidden = at::empty({t, c}, embedding.weight.options().dtype(at::kFloat));
-  check(elementwise::embed({step_.tokens.const_data_ptr<int32_t>(), embedding.weight.const_data_ptr(),
-                            hidden.data_ptr<float>(), t, c},
+  check(elementwise::embed({step_.tokens.const_data_ptr<int32_t>(),
+                            embedding.weight.const_data_ptr(), hidden.data_ptr<float>(), t, c},
                            elementwise_type(), step_.stream),
         "embed");
   return hidden;
@@ -82,8 +84,8 @@ void CudaBackend::settle(const Act& hidden) {
 CudaBackend::Act CudaBackend::swiglu(const Act& x) {
   const at::Tensor y = at::empty({x.size(0), x.size(1) / 2}, x.options());
   if (x.size(0) == 0) return y;
-  check(elementwise::swiglu({x.const_data_ptr(), y.data_ptr(), y.size(0), y.size(1)}, elementwise_type(),
-                            step_.stream),
+  check(elementwise::swiglu({x.const_data_ptr(), y.data_ptr(), y.size(0), y.size(1)},
+                            elementwise_type(), step_.stream),
         "swiglu");
   return y;
 }
@@ -105,7 +107,7 @@ CudaBackend::Act CudaBackend::product(const CudaLinear& w, const Act& x, at::Sca
     return y;
   }
   at::Tensor y = at::mm(x, w.weight.t());
-  if (w.bias.defined()) y = (y + w.bias).to(y.scalar_type());
+  if (w.bias.defined()) y = at::add(y, w.bias).to(y.scalar_type());
   return y.to(type);
 }
 
@@ -120,7 +122,8 @@ CudaBackend::Act CudaBackend::attention(std::size_t layer, const CudaLayer& w, c
   const ForwardBatch& batch = *step_.batch;
   const int64_t t = qkv.size(0);
   const paged::PagedCache cache = cache_of(layer);
-  const paged::TokenMap map{step_.sequence.const_data_ptr<int32_t>(), step_.position.const_data_ptr<int32_t>(), t};
+  const paged::TokenMap map{step_.sequence.const_data_ptr<int32_t>(),
+                            step_.position.const_data_ptr<int32_t>(), t};
   paged::RopeAppendArgs rope;
   rope.qkv = qkv.data_ptr();
   rope.cos = step_.cos.const_data_ptr<float>();
@@ -133,48 +136,75 @@ CudaBackend::Act CudaBackend::attention(std::size_t layer, const CudaLayer& w, c
   check(paged::rope_append(rope, map, cache, step_.stream), "rope_append");
 
   const at::Tensor out = at::empty({t, config.heads * config.head_dim}, qkv.options());
-  const int64_t window = config.sliding_window[layer];
-  // Neighbouring sequences with few rows share one launch.
+  const bool windowed = config.sliding_window[layer] > 0;
   const std::size_t sequences = batch.kv_lens.size();
+  const auto rows = [&](std::size_t i) { return batch.cu_seqlens[i + 1] - batch.cu_seqlens[i]; };
   for (std::size_t b = 0; b < sequences;) {
-    const auto rows = [&](std::size_t i) { return batch.cu_seqlens[i + 1] - batch.cu_seqlens[i]; };
-    if (rows(b) >= kPrefillRows && window == 0) {
+    if (rows(b) >= kPrefillRows && !windowed) {
       prefill_attention(layer, b++, qkv, out);
       continue;
     }
+    // Neighbouring sequences with few rows share launches.
     const std::size_t begin = b;
     int64_t longest = 0;
-    for (; b < sequences && (b == begin || rows(b) < kPrefillRows); ++b) {
+    for (; b < sequences && (windowed || rows(b) < kPrefillRows); ++b) {
       longest = std::max<int64_t>(longest, batch.kv_lens[b]);
     }
-    const int64_t row = batch.cu_seqlens[begin], count = batch.cu_seqlens[b] - row;
-    paged::DecodeArgs args;
-    args.q = qkv.narrow(0, row, count).const_data_ptr();
-    args.ldq = qkv.size(1);
-    args.out = out.narrow(0, row, count).data_ptr();
-    args.partial = step_.partial.data_ptr<float>();
-    args.heads = config.heads;
-    args.max_kv_len = longest;
-    args.scale = 1.0f / std::sqrt(float(config.head_dim));
-    args.window = window;
-    check(paged::paged_decode(args, {map.sequence + row, map.position + row, count}, cache, step_.stream),
-          "paged_decode");
+    for (int64_t row = batch.cu_seqlens[begin]; row < batch.cu_seqlens[b]; row += kPagedRows) {
+      const int64_t count = std::min(kPagedRows, batch.cu_seqlens[b] - row);
+      paged_attention(layer, row, count, longest, qkv, out);
+    }
   }
   return out;
 }
 
-void CudaBackend::prefill_attention(std::size_t layer, std::size_t b, const Act& qkv, const Act& out) {
+void CudaBackend::paged_attention(std::size_t layer,
+                                  int64_t row,
+                                  int64_t count,
+                                  int64_t longest,
+                                  const Act& qkv,
+                                  const Act& out) {
+  const io::ModelConfig& config = *step_.config;
+  paged::DecodeArgs args;
+  args.q = qkv.narrow(0, row, count).const_data_ptr();
+  args.ldq = qkv.size(1);
+  args.out = out.narrow(0, row, count).data_ptr();
+  args.partial = step_.partial.data_ptr<float>();
+  args.heads = config.heads;
+  args.max_kv_len = longest;
+  args.scale = 1.0f / std::sqrt(float(config.head_dim));
+  args.window = config.sliding_window[layer];
+  const paged::TokenMap map{step_.sequence.const_data_ptr<int32_t>() + row,
+                            step_.position.const_data_ptr<int32_t>() + row, count};
+  check(paged::paged_decode(args, map, cache_of(layer), step_.stream), "paged_decode");
+}
+
+int64_t backend_scratch_floats(const CudaStep& step) {
+  const int64_t rows = std::min<int64_t>(kPagedRows, int64_t(step.batch->tokens.size()));
+  return paged::decode_scratch_bytes(rows, step.config->heads, step.config->head_dim,
+                                     step.max_kv_len) /
+         int64_t(sizeof(float));
+}
+
+void CudaBackend::prefill_attention(std::size_t layer,
+                                    std::size_t b,
+                                    const Act& qkv,
+                                    const Act& out) {
   const io::ModelConfig& config = *step_.config;
   const ForwardBatch& batch = *step_.batch;
-  const int64_t row = batch.cu_seqlens[b], rows = batch.cu_seqlens[b + 1] - row, kv_len = batch.kv_lens[b];
+  const int64_t row = batch.cu_seqlens[b], rows = batch.cu_seqlens[b + 1] - row,
+                kv_len = batch.kv_lens[b];
   const at::Tensor k = at::empty({kv_len, config.kv_heads, config.head_dim}, qkv.options());
   const at::Tensor v = at::empty_like(k);
-  check(paged::gather_kv({int64_t(b), kv_len, k.data_ptr(), v.data_ptr()}, cache_of(layer), step_.stream),
+  check(paged::gather_kv({int64_t(b), kv_len, k.data_ptr(), v.data_ptr()}, cache_of(layer),
+                         step_.stream),
         "gather_kv");
   const at::Tensor q = qkv.narrow(0, row, rows)
                            .narrow(1, 0, config.heads * config.head_dim)
                            .reshape({rows, config.heads, config.head_dim});
-  const auto lengths = [&](int64_t n) { return at::tensor({int32_t(0), int32_t(n)}, q.options().dtype(at::kInt)); };
+  const auto lengths = [&](int64_t n) {
+    return at::tensor({int32_t(0), int32_t(n)}, q.options().dtype(at::kInt));
+  };
   const auto [attended, lse] = ops::attention(q, k, v, lengths(rows), lengths(kv_len), rows, kv_len,
                                               /*causal=*/true, std::nullopt);
   out.narrow(0, row, rows).copy_(attended.reshape({rows, config.heads * config.head_dim}));

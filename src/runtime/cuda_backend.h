@@ -1,6 +1,6 @@
-// The decoder's operations on CUDA. The residual stream is fp32 and one tensor a step; what products
-// read and write is bf16 (fp32 in reference arithmetic). Decode-sized products and everything
-// memory-bound are our kernels, larger products and prefill attention are torch's.
+// The decoder's operations on CUDA. The residual stream is fp32 and one tensor a step; what
+// products read and write is bf16 (fp32 in reference arithmetic). Decode-sized products and
+// everything memory-bound are our kernels, larger products and prefill attention are torch's.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -37,6 +37,9 @@ struct CudaStep {
   int64_t max_kv_len = 0;
 };
 
+// Floats of decode scratch that the attention of one step needs.
+int64_t backend_scratch_floats(const CudaStep& step);
+
 class CudaBackend {
  public:
   using Weights = CudaWeights;
@@ -58,6 +61,12 @@ class CudaBackend {
 
  private:
   Act product(const CudaLinear& w, const Act& x, at::ScalarType type);
+  void paged_attention(std::size_t layer,
+                       int64_t row,
+                       int64_t count,
+                       int64_t longest,
+                       const Act& qkv,
+                       const Act& out);
   void prefill_attention(std::size_t layer, std::size_t b, const Act& qkv, const Act& out);
   kernels::attention::cuda::PagedCache cache_of(std::size_t layer) const;
   kernels::elementwise::cuda::Type elementwise_type() const;

@@ -1,4 +1,5 @@
-// CUDA executor: weights, cache and activations on one device; see cuda_backend.h for the operations.
+// CUDA executor: weights, cache and activations on one device; see cuda_backend.h for the
+// operations.
 #include <ATen/Functions.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -38,11 +39,14 @@ class CudaExecutor final : public Executor {
     }
     const c10::InferenceMode inference;
     load(tensors);
-    host_logits_ = at::empty({kLogitRows, config.vocab}, at::TensorOptions(at::kFloat).pinned_memory(true));
+    host_logits_ =
+        at::empty({kLogitRows, config.vocab}, at::TensorOptions(at::kFloat).pinned_memory(true));
   }
 
   int64_t weights_bytes() const override { return weights_bytes_; }
-  int64_t workspace_bytes() const override { return step_.partial.defined() ? int64_t(step_.partial.nbytes()) : 0; }
+  int64_t workspace_bytes() const override {
+    return step_.partial.defined() ? int64_t(step_.partial.nbytes()) : 0;
+  }
   int64_t page_bytes() const override {
     return 2 * paged::kPageTokens * config_.head_dim * int64_t(c10::elementSize(type()));
   }
@@ -63,7 +67,8 @@ class CudaExecutor final : public Executor {
     LONGSPUR_ASSERT(count <= kLogitRows && first + count <= hidden_.size(0));
     const c10::InferenceMode inference;
     CudaBackend backend(step_);
-    const at::Tensor rows = models::decoder_logits(backend, weights_, hidden_.narrow(0, first, count));
+    const at::Tensor rows =
+        models::decoder_logits(backend, weights_, hidden_.narrow(0, first, count));
     host_logits_.narrow(0, 0, count).copy_(rows);  // pinned, blocking: the step ends here
     return host_logits_.const_data_ptr<float>();
   }
@@ -75,11 +80,13 @@ class CudaExecutor final : public Executor {
     const DType as = options_.fp32 ? DType::kF32 : DType::kBF16;
     int64_t rows = 0;
     for (const auto& source : sources) rows += source.n();
-    const at::Tensor result = at::empty({rows, sources[0].k()}, at::TensorOptions(type()).device(device_));
+    const at::Tensor result =
+        at::empty({rows, sources[0].k()}, at::TensorOptions(type()).device(device_));
     int64_t at_row = 0;
     for (const auto& source : sources) {
       const models::Rows data = models::read_rows(source, as);
-      const at::Tensor host = at::from_blob(const_cast<std::byte*>(data.data), {data.n, data.k}, type());
+      const at::Tensor host =
+          at::from_blob(const_cast<std::byte*>(data.data), {data.n, data.k}, type());
       result.narrow(0, at_row, data.n).copy_(host);
       at_row += data.n;
       done_ += int64_t(source.tensor->data.size());
@@ -98,12 +105,14 @@ class CudaExecutor final : public Executor {
   CudaLinear linear(const std::vector<models::TensorSource>& sources,
                     const std::vector<models::TensorSource>& biases) {
     CudaLinear result{stacked(sources), {}};
-    const bool any = std::any_of(biases.begin(), biases.end(), [](const auto& b) { return bool(b); });
+    const bool any =
+        std::any_of(biases.begin(), biases.end(), [](const auto& b) { return bool(b); });
     if (!any) return result;
     std::vector<at::Tensor> parts;
     for (size_t i = 0; i < sources.size(); ++i) {
-      parts.push_back(biases[i] ? vector(biases[i])
-                                : at::zeros({sources[i].n()}, at::TensorOptions(at::kFloat).device(device_)));
+      parts.push_back(
+          biases[i] ? vector(biases[i])
+                    : at::zeros({sources[i].n()}, at::TensorOptions(at::kFloat).device(device_)));
     }
     result.bias = at::cat(parts);
     return result;
@@ -149,12 +158,10 @@ class CudaExecutor final : public Executor {
     step_.tokens = to_device(batch.tokens);
     step_.sequence = to_device(sequence);
     step_.position = to_device(position);
-    step_.block_table =
-        to_device(batch.block_table).view({config_.layers, sequences, config_.kv_heads, batch.max_blocks});
+    step_.block_table = to_device(batch.block_table)
+                            .view({config_.layers, sequences, config_.kv_heads, batch.max_blocks});
     prepare_rope(batch);
-    const int64_t scratch = paged::decode_scratch_bytes(int64_t(batch.tokens.size()), config_.heads,
-                                                        config_.head_dim, step_.max_kv_len) /
-                            int64_t(sizeof(float));
+    const int64_t scratch = backend_scratch_floats(step_);
     if (!step_.partial.defined() || step_.partial.numel() < scratch) {
       step_.partial = at::empty({scratch}, at::TensorOptions(at::kFloat).device(device_));
     }
@@ -167,8 +174,8 @@ class CudaExecutor final : public Executor {
     }
     if (!dynamic && step_.max_kv_len <= rope_positions_) return;
     rope_positions_ = round_up(step_.max_kv_len, 1024);
-    auto table = kernels::attention::make_rope_table(rope_, rope_positions_,
-                                                     dynamic ? batch.rope_lens[0] : rope_positions_);
+    auto table = kernels::attention::make_rope_table(
+        rope_, rope_positions_, dynamic ? batch.rope_lens[0] : rope_positions_);
     step_.cos = at::tensor(table.cos).to(device_);
     step_.sin = at::tensor(table.sin).to(device_);
   }

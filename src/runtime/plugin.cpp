@@ -14,7 +14,8 @@ namespace fs = std::filesystem;
 namespace {
 
 std::string plugin_path() {
-  if (const char* path = std::getenv("LONGSPUR_CUDA_LIBRARY"); path != nullptr && *path != '\0') return path;
+  if (const char* path = std::getenv("LONGSPUR_CUDA_LIBRARY"); path != nullptr && *path != '\0')
+    return path;
   std::error_code error;
   const fs::path binary = fs::read_symlink("/proc/self/exe", error);
   return (binary.parent_path().parent_path() / "lib" / "liblongspur_cuda.so").string();
@@ -28,11 +29,13 @@ MakeDeviceExecutor* load_cuda_plugin() {
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {
     const char* reason = dlerror();
-    throw UnsupportedError(concat("device cuda: ", path, " cannot be loaded (", reason ? reason : "no reason given",
+    throw UnsupportedError(concat("device cuda: ", path, " cannot be loaded (",
+                                  reason ? reason : "no reason given",
                                   "); build with the cuda preset on a machine with a GPU"));
   }
   void* symbol = dlsym(library, kMakeCudaExecutorSymbol);
-  if (symbol == nullptr) throw UnsupportedError(concat("device cuda: ", path, " has no ", kMakeCudaExecutorSymbol));
+  if (symbol == nullptr)
+    throw UnsupportedError(concat("device cuda: ", path, " has no ", kMakeCudaExecutorSymbol));
   return reinterpret_cast<MakeDeviceExecutor*>(symbol);
 }
 

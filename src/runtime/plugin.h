@@ -1,5 +1,5 @@
-// The CUDA executor lives in a library of its own, loaded when a CUDA device is asked for, so that the
-// CPU program neither links nor loads a GPU runtime. This is the border: one exported function.
+// The CUDA executor lives in a library of its own, loaded when a CUDA device is asked for, so that
+// the CPU program neither links nor loads a GPU runtime. This is the border: one exported function.
 #pragma once
 
 #include <functional>
@@ -26,8 +26,8 @@ using MakeDeviceExecutor = std::unique_ptr<Executor>(const io::ModelConfig& conf
 
 inline constexpr const char* kMakeCudaExecutorSymbol = "longspur_make_cuda_executor";
 
-// Loads liblongspur_cuda.so (LONGSPUR_CUDA_LIBRARY, else beside the binary's ../lib) once and returns
-// its factory. Throws UnsupportedError naming where it looked and what the loader said.
+// Loads liblongspur_cuda.so (LONGSPUR_CUDA_LIBRARY, else beside the binary's ../lib) once and
+// returns its factory. Throws UnsupportedError naming where it looked and what the loader said.
 MakeDeviceExecutor* load_cuda_plugin();
 
 }  // namespace longspur::runtime
