@@ -55,30 +55,30 @@ def longspur_logits(binary, folder, token_lists, tmp_path, *flags):
 
 
 @pytest.mark.parametrize("name", tiny_models.SPECS)
-def test_logits_match_transformers(name, folders, longspur_binary, tmp_path):
+def test_logits_match_transformers(name, folders, longspur, tmp_path):
     model, folder = folders(name)
     token_lists = prompts()
-    found = longspur_logits(longspur_binary, folder, token_lists, tmp_path, "--compute", "fp32")
+    found = longspur_logits(longspur, folder, token_lists, tmp_path, "--compute", "fp32")
     for tokens, logits in zip(token_lists, found, strict=True):
         expected = reference_logits(model, tokens)
         assert logits.shape == expected.shape
         assert (logits - expected).abs().max().item() <= MAX_DIFF
 
 
-def test_sharded_folder(folders, longspur_binary, tmp_path):
+def test_sharded_folder(folders, longspur, tmp_path):
     model, folder = folders("qwen2", shards=4)
     assert len(list(folder.glob("*.safetensors"))) >= 3
     token_lists = prompts()[-1:]
-    (found,) = longspur_logits(longspur_binary, folder, token_lists, tmp_path, "--compute", "fp32")
+    (found,) = longspur_logits(longspur, folder, token_lists, tmp_path, "--compute", "fp32")
     assert (found - reference_logits(model, token_lists[0])).abs().max().item() <= MAX_DIFF
 
 
-def test_last_row_equals_the_full_result(folders, longspur_binary, tmp_path):
+def test_last_row_equals_the_full_result(folders, longspur, tmp_path):
     _, folder = folders("llama")
     token_lists = prompts()
-    full = longspur_logits(longspur_binary, folder, token_lists, tmp_path, "--compute", "fp32")
+    full = longspur_logits(longspur, folder, token_lists, tmp_path, "--compute", "fp32")
     last = longspur_logits(
-        longspur_binary, folder, token_lists, tmp_path, "--compute", "fp32", "--last"
+        longspur, folder, token_lists, tmp_path, "--compute", "fp32", "--last"
     )
     for a, b in zip(full, last, strict=True):
         assert b.shape == (1, tiny_models.VOCAB)
@@ -86,7 +86,7 @@ def test_last_row_equals_the_full_result(folders, longspur_binary, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_sixteen_bit_weights(dtype, folders, longspur_binary, tmp_path):
+def test_sixteen_bit_weights(dtype, folders, longspur, tmp_path):
     """Weights stored in 16 bits: the reference arithmetic of ours and of transformers on the same
     rounded weights agree."""
     model, _ = folders("llama")
@@ -94,25 +94,25 @@ def test_sixteen_bit_weights(dtype, folders, longspur_binary, tmp_path):
     rounded = tiny_models.build("llama").to(dtype)
     rounded.save_pretrained(folder)
     token_lists = prompts()[-1:]
-    (found,) = longspur_logits(longspur_binary, folder, token_lists, tmp_path, "--compute", "fp32")
+    (found,) = longspur_logits(longspur, folder, token_lists, tmp_path, "--compute", "fp32")
     expected = reference_logits(rounded.float(), token_lists[0])
     assert (found - expected).abs().max().item() <= MAX_DIFF
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-biases", "llama-head-dim", "qwen3"])
-def test_default_arithmetic_stays_close(name, folders, longspur_binary, tmp_path):
+def test_default_arithmetic_stays_close(name, folders, longspur, tmp_path):
     """bf16 cache and bf16 products: the error is bounded by that of transformers run in bf16."""
     model, folder = folders(name)
     token_lists = prompts()[-1:]
-    (found,) = longspur_logits(longspur_binary, folder, token_lists, tmp_path)
+    (found,) = longspur_logits(longspur, folder, token_lists, tmp_path)
     expected = reference_logits(model, token_lists[0])
     half = reference_logits(tiny_models.build(name).bfloat16(), token_lists[0]).float()
     naive = (half - expected).abs().max().item()
     assert (found - expected).abs().max().item() <= 1.5 * naive
 
 
-def decoder_probe(longspur_binary):
-    probe = os.path.join(os.path.dirname(longspur_binary), "decoder_probe")
+def decoder_probe(longspur):
+    probe = os.path.join(os.path.dirname(longspur), "decoder_probe")
     if not os.path.exists(probe):
         pytest.skip("decoder_probe is not built (no torch)")
     return probe
@@ -122,14 +122,14 @@ GRADIENT_MODELS = [name for name in tiny_models.SPECS if "window" not in name]
 
 
 @pytest.mark.parametrize("name", GRADIENT_MODELS)
-def test_training_forward_and_gradients(name, folders, longspur_binary, tmp_path):
+def test_training_forward_and_gradients(name, folders, longspur, tmp_path):
     """The same decoder definition with autograd: logits, loss and every gradient of a packed batch
     of two sequences."""
     model, folder = folders(name)
     token_lists = prompts()[2:4]
     tokens, output = tmp_path / "tokens.json", tmp_path / "gradients.safetensors"
     tokens.write_text(json.dumps(token_lists))
-    command = [decoder_probe(longspur_binary), folder, tokens, output]
+    command = [decoder_probe(longspur), folder, tokens, output]
     run = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     found = load_file(output)
