@@ -53,6 +53,44 @@ function(longspur_library NAME)
   endif()
 endfunction()
 
+# longspur_cuda_library(NAME SRCS a.cu... [DEPS targets...])
+# Torch-free CUDA kernels, `longspur_<name>`; all of them are built by the target
+# longspur_cuda_kernels. Does nothing without LONGSPUR_CUDA.
+function(longspur_cuda_library NAME)
+  cmake_parse_arguments(ARG "" "" "SRCS;DEPS" ${ARGN})
+  if(NOT LONGSPUR_CUDA)
+    return()
+  endif()
+  add_library(longspur_${NAME} STATIC ${ARG_SRCS})
+  target_include_directories(longspur_${NAME} PUBLIC "${PROJECT_SOURCE_DIR}/src")
+  target_link_libraries(longspur_${NAME} PUBLIC ${ARG_DEPS})
+  # -arch=sm_90a would also run a plain sm_90 pass, which refuses Hopper's own instructions.
+  target_compile_options(longspur_${NAME} PRIVATE
+    "SHELL:-gencode arch=compute_90a,code=sm_90a" -O3 --expt-relaxed-constexpr
+    -Werror all-warnings -Xcompiler=-Wall,-Wextra)
+  if(NOT TARGET longspur_cuda_kernels)
+    add_custom_target(longspur_cuda_kernels)
+  endif()
+  add_dependencies(longspur_cuda_kernels longspur_${NAME})
+endfunction()
+
+# longspur_cuda_test(NAME SRCS a_test.cu... DEPS targets...): a GoogleTest executable with the label
+# sm90; its tests skip themselves where no device is.
+function(longspur_cuda_test NAME)
+  cmake_parse_arguments(ARG "" "" "SRCS;DEPS" ${ARGN})
+  if(NOT LONGSPUR_CUDA OR NOT LONGSPUR_TESTS)
+    return()
+  endif()
+  find_package(GTest REQUIRED)
+  add_executable(${NAME} ${ARG_SRCS})
+  target_include_directories(${NAME} PRIVATE "${PROJECT_SOURCE_DIR}/src")
+  target_compile_options(${NAME} PRIVATE "SHELL:-gencode arch=compute_90a,code=sm_90a")
+  target_link_libraries(${NAME} PRIVATE ${ARG_DEPS} GTest::gtest GTest::gtest_main)
+  add_test(NAME ${NAME} COMMAND ${NAME})
+  set_tests_properties(${NAME} PROPERTIES LABELS sm90 TIMEOUT 300)
+  add_dependencies(longspur_cuda_kernels ${NAME})
+endfunction()
+
 # longspur_test(NAME SRCS a_test.cpp... DEPS targets... [LABELS cpu|sm90|slow...])
 # A GoogleTest executable `<name>`, registered with CTest as one test with the given labels.
 function(longspur_test NAME)
