@@ -49,7 +49,8 @@ __global__ void __launch_bounds__(kWarps* kWarp) gemv_kernel(GemvArgs args) {
 
   float sum[kRows][kTokens] = {};
   constexpr int64_t kStep = int64_t(kWarp) * kVec;
-#pragma unroll 2
+  constexpr int kUnroll = kRows == 1 ? 8 : 2;
+#pragma unroll kUnroll
   for (int64_t i = int64_t(lane) * kVec; i < args.k; i += kStep) {
     uint4 weights[kRows];
 #pragma unroll
@@ -78,13 +79,24 @@ __global__ void __launch_bounds__(kWarps* kWarp) gemv_kernel(GemvArgs args) {
   }
 }
 
-// Rows a warp: four keep enough loads in flight at T = 1; more tokens need the registers for sums.
-template <int kTokens>
-void launch(const GemvArgs& args, cudaStream_t stream) {
-  constexpr int kRows = kTokens <= 2 ? 4 : 2;
+// Rows a warp: four share the reading of x and keep enough loads in flight; but a matrix of few
+// rows needs its warps spread over the whole chip first (4,096 rows at four a warp fill 8 warps of
+// a multiprocessor's 64), and many tokens need the registers for sums.
+constexpr int64_t kManyRows = 16384;
+
+template <int kTokens, int kRows>
+void launch_rows(const GemvArgs& args, cudaStream_t stream) {
   const int64_t rows_a_block = int64_t(kWarps) * kRows;
   const auto blocks = static_cast<unsigned>((args.n + rows_a_block - 1) / rows_a_block);
   gemv_kernel<kTokens, kRows><<<blocks, kWarps * kWarp, 0, stream>>>(args);
+}
+
+template <int kTokens>
+void launch(const GemvArgs& args, cudaStream_t stream) {
+  if (args.n < kManyRows)
+    launch_rows<kTokens, 1>(args, stream);
+  else
+    launch_rows<kTokens, kTokens <= 2 ? 4 : 2>(args, stream);
 }
 
 }  // namespace
