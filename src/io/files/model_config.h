@@ -55,6 +55,8 @@ struct ModelConfig {
   // GGUF files of the llama family store q and k rows permuted for adjacent-pair RoPE; the loader
   // must undo it (models/ uses half-split pairs everywhere).
   bool permuted_qk = false;
+  // Divisors of the rotary frequencies, [rotary_dim / 2] (GGUF's rope_freqs.weight); empty: none.
+  std::vector<float> rope_freq_factors;
 };
 
 ModelConfig model_config_from_gguf(const GgufFile& file);
