@@ -1,0 +1,280 @@
+// Body of the attention tile, compiled once an instruction set. The including file defines, inside
+// an anonymous namespace, a struct Simd (see portable.cpp for the smallest) and then includes this.
+//
+// Both products are one micro-kernel, C[M, N] += A[M, K] B[K, N], with A broadcast and B streamed:
+// scores S = Q K^T with K stored transposed, and O += P V. For bf16 pages two neighbours along K
+// share a 32-bit word in A and in B, so one step is a pair-wise dot product.
+//
+// Softmax: base 2 (scale * log2 e is folded into Q), running maximum, fp32. P is rounded to bf16
+// for bf16 pages and the row sum is taken over the rounded values, so that weights sum to one
+// exactly.
+
+template <class Word>
+struct PageType;
+template <>
+struct PageType<uint32_t> {  // two bf16
+  static constexpr int kPack = 2;
+  static constexpr KvType kType = KvType::kBF16;
+};
+template <>
+struct PageType<float> {
+  static constexpr int kPack = 1;
+  static constexpr KvType kType = KvType::kF32;
+};
+
+// kRows x (kVectors * kWidth) of C. a: [rows, lda] words, b: [k, ldb] words.
+template <class Word, int kRows, int kVectors>
+inline void product_tile(const Word* a,
+                         int64_t lda,
+                         const Word* b,
+                         int64_t ldb,
+                         int64_t k,
+                         float* c,
+                         int64_t ldc,
+                         bool accumulate) {
+  typename Simd::F sum[kRows][kVectors];
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVectors; ++v) {
+      sum[r][v] = accumulate ? Simd::load(c + r * ldc + v * Simd::kWidth) : Simd::zero();
+    }
+  }
+  for (int64_t i = 0; i < k; ++i) {
+    decltype(Simd::load_b(b)) columns[kVectors];
+    for (int v = 0; v < kVectors; ++v) columns[v] = Simd::load_b(b + i * ldb + v * Simd::kWidth);
+    for (int r = 0; r < kRows; ++r) {
+      const auto row = Simd::load_a(a + r * lda + i);
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = Simd::dot(sum[r][v], row, columns[v]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVectors; ++v) Simd::store(c + r * ldc + v * Simd::kWidth, sum[r][v]);
+  }
+}
+
+template <class Word, int kVectors>
+inline void product_rows(int64_t rows,
+                         const Word* a,
+                         int64_t lda,
+                         const Word* b,
+                         int64_t ldb,
+                         int64_t k,
+                         float* c,
+                         int64_t ldc,
+                         bool accumulate) {
+  int64_t r = 0;
+  for (; r + Simd::kRows <= rows; r += Simd::kRows) {
+    product_tile<Word, Simd::kRows, kVectors>(a + r * lda, lda, b, ldb, k, c + r * ldc, ldc,
+                                              accumulate);
+  }
+  for (; r + 3 <= rows; r += 3) {
+    product_tile<Word, 3, kVectors>(a + r * lda, lda, b, ldb, k, c + r * ldc, ldc, accumulate);
+  }
+  for (; r < rows; ++r) {
+    product_tile<Word, 1, kVectors>(a + r * lda, lda, b, ldb, k, c + r * ldc, ldc, accumulate);
+  }
+}
+
+// n: a multiple of the vector width.
+template <class Word>
+inline void product(int64_t rows,
+                    const Word* a,
+                    int64_t lda,
+                    const Word* b,
+                    int64_t n,
+                    int64_t k,
+                    float* c,
+                    int64_t ldc,
+                    bool accumulate) {
+  constexpr int64_t kStep = Simd::kVectors * Simd::kWidth;
+  int64_t column = 0;
+  for (; column + kStep <= n; column += kStep) {
+    product_rows<Word, Simd::kVectors>(rows, a, lda, b + column, n, k, c + column, ldc, accumulate);
+  }
+  for (; column < n; column += Simd::kWidth) {
+    product_rows<Word, 1>(rows, a, lda, b + column, n, k, c + column, ldc, accumulate);
+  }
+}
+
+inline uint32_t bf16_bits(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return (bits >> 16) | 0x40u;
+  return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+}
+
+inline void pack_query(const float* q, int64_t d, float scale, uint32_t* out) {
+  for (int64_t i = 0; i < d / 2; ++i)
+    out[i] = bf16_bits(q[2 * i] * scale) | bf16_bits(q[2 * i + 1] * scale) << 16;
+}
+inline void pack_query(const float* q, int64_t d, float scale, float* out) {
+  for (int64_t i = 0; i < d; ++i) out[i] = q[i] * scale;
+}
+
+// Running softmax of one row.
+struct RowState {
+  float m, l;
+};
+
+// Keys outside the row's view get -inf. Whatever an unused slot of the page held is overwritten
+// here.
+inline void mask_row(float* s, int64_t block, int64_t position, int64_t window) {
+  const int64_t first = block * kPageTokens;
+  const int64_t past = position + 1 - first;  // visible columns end here
+  for (int64_t i = past < 0 ? 0 : past; i < kPageTokens; ++i) s[i] = -INFINITY;
+  if (window > 0) {
+    const int64_t begin = position + 1 - window - first;
+    for (int64_t i = 0; i < begin && i < kPageTokens; ++i) s[i] = -INFINITY;
+  }
+}
+
+// One page's worth of online softmax on one row: P to p, the running state, O rescaled.
+template <class Word>
+inline void softmax_row(const float* s, RowState& state, float* o, int64_t dp, void* p) {
+  constexpr int kW = Simd::kWidth;
+  typename Simd::F best = Simd::load(s);
+  for (int i = kW; i < kPageTokens; i += kW) best = Simd::max(best, Simd::load(s + i));
+  const float page_max = Simd::reduce_max(best);
+  const float m = page_max > state.m ? page_max : state.m;
+  if (m == -INFINITY) {  // nothing visible yet
+    std::memset(p, 0, kPageTokens * sizeof(Word) / PageType<Word>::kPack);
+    return;
+  }
+  if (m > state.m) {
+    const float keep = state.m == -INFINITY ? 0.0f : ::exp2f(state.m - m);
+    const typename Simd::F keep_v = Simd::set1(keep);
+    for (int64_t i = 0; i < dp; i += kW) Simd::store(o + i, Simd::mul(Simd::load(o + i), keep_v));
+    state.l *= keep;
+    state.m = m;
+  }
+  const typename Simd::F m_v = Simd::set1(m);
+  typename Simd::F sum = Simd::zero();
+  for (int i = 0; i < kPageTokens; i += kW) {
+    const typename Simd::F x = Simd::exp2(Simd::sub(Simd::load(s + i), m_v));
+    sum = Simd::add(sum, Simd::store_p(static_cast<Word*>(p), i, x));
+  }
+  state.l += Simd::reduce_add(sum);
+}
+
+template <class Word>
+inline void finish_rows(const Tile& tile, const RowState* states, const float* o, int64_t dp) {
+  for (int64_t r = 0; r < tile.tokens * tile.group; ++r) {
+    const float* row = o + r * dp;
+    if (tile.partial != nullptr) {
+      float* partial = tile.partial + r * (dp + 2);
+      std::memcpy(partial, row, size_t(dp) * sizeof(float));
+      partial[dp] = states[r].m;
+      partial[dp + 1] = states[r].l;
+      continue;
+    }
+    float* out = tile.out + (r / tile.group) * tile.ldo + (r % tile.group) * tile.head_dim;
+    const float inverse = states[r].l > 0.0f ? 1.0f / states[r].l : 0.0f;
+    for (int64_t i = 0; i < tile.head_dim; ++i) out[i] = row[i] * inverse;
+  }
+}
+
+template <class Word>
+void attend(const Tile& tile, const TileScratch& scratch) {
+  constexpr int kPack = PageType<Word>::kPack;
+  const int64_t rows = tile.tokens * tile.group, d = tile.head_dim, dp = padded_dim(d);
+  auto* q = static_cast<Word*>(scratch.q);
+  auto* p = static_cast<Word*>(scratch.p);
+  const int64_t q_words = d / kPack, p_words = kPageTokens / kPack;
+  RowState states[kMaxRows];
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* from = tile.q + (r / tile.group) * tile.ldq + (r % tile.group) * d;
+    pack_query(from, d, tile.scale * kLog2E, q + r * q_words);
+    states[r] = {-INFINITY, 0.0f};
+  }
+  std::memset(scratch.o, 0, size_t(rows * dp) * sizeof(float));
+  const int64_t last_position = tile.first_position + tile.tokens - 1;
+  for (int64_t block = tile.first_block; block < tile.end_block; ++block) {
+    const std::byte* page = tile.pool + int64_t(tile.pages[block]) * tile.page_bytes;
+    const auto* keys = reinterpret_cast<const Word*>(page);
+    const auto* values =
+        reinterpret_cast<const Word*>(page + value_offset(PageType<Word>::kType, d));
+    product<Word>(rows, q, q_words, keys, kPageTokens, q_words, scratch.s, kPageTokens, false);
+    const bool causal_edge = (block + 1) * kPageTokens > tile.first_position + 1;
+    const bool window_edge = tile.window > 0 && block * kPageTokens <= last_position - tile.window;
+    for (int64_t r = 0; r < rows; ++r) {
+      float* s = scratch.s + r * kPageTokens;
+      if (causal_edge || window_edge)
+        mask_row(s, block, tile.first_position + r / tile.group, tile.window);
+      softmax_row<Word>(s, states[r], scratch.o + r * dp, dp, p + r * p_words);
+    }
+    product<Word>(rows, p, p_words, values, dp, p_words, scratch.o, dp, true);
+  }
+  finish_rows<Word>(tile, states, scratch.o, dp);
+}
+
+// --- rotation and append ---
+
+inline void norm_head(float* x, const float* weight, int64_t d, float eps) {
+  float squares = 0.0f;
+  for (int64_t i = 0; i < d; ++i) squares += x[i] * x[i];
+  const float scale = 1.0f / ::sqrtf(squares / float(d) + eps);
+  for (int64_t i = 0; i < d; ++i) x[i] = x[i] * scale * weight[i];
+}
+
+inline void rotate_head(float* __restrict x,
+                        const float* __restrict cos,
+                        const float* __restrict sin,
+                        int64_t half) {
+  float* __restrict y = x + half;
+  for (int64_t i = 0; i < half; ++i) {
+    const float a = x[i], b = y[i];
+    x[i] = a * cos[i] - b * sin[i];
+    y[i] = b * cos[i] + a * sin[i];
+  }
+}
+
+inline void store_key_value(
+    uint32_t* page, int64_t slot, int64_t d, const float* k, const float* v) {
+  for (int64_t i = 0; i < d / 2; ++i) {
+    page[i * kPageTokens + slot] = bf16_bits(k[2 * i]) | bf16_bits(k[2 * i + 1]) << 16;
+  }
+  auto* values = reinterpret_cast<uint16_t*>(page + d / 2 * kPageTokens);
+  uint16_t* row = values + slot / 2 * padded_dim(d) * 2 + slot % 2;
+  for (int64_t i = 0; i < d; ++i) row[2 * i] = uint16_t(bf16_bits(v[i]));
+}
+inline void store_key_value(float* page, int64_t slot, int64_t d, const float* k, const float* v) {
+  for (int64_t i = 0; i < d; ++i) page[i * kPageTokens + slot] = k[i];
+  std::memcpy(page + d * kPageTokens + slot * padded_dim(d), v, size_t(d) * sizeof(float));
+}
+
+template <class Word>
+inline void append_page(const AppendUnit& unit, int64_t head) {
+  const int64_t d = unit.head_dim, slot = unit.position % kPageTokens;
+  std::byte* page = unit.pool + int64_t(unit.pages[head * unit.max_blocks]) * unit.page_bytes;
+  // A fresh page: values that are never visible must still be finite, since 0 * NaN is NaN.
+  if (slot == 0) {
+    const int64_t offset = value_offset(PageType<Word>::kType, d);
+    std::memset(page + offset, 0, size_t(unit.page_bytes - offset));
+  }
+  const int64_t heads = unit.args->heads;
+  for (int64_t t = 0; t < unit.tokens; ++t) {
+    const float* row = unit.rows + t * unit.args->ld;
+    store_key_value(reinterpret_cast<Word*>(page), slot + t, d, row + (heads + head) * d,
+                    row + (heads + unit.kv_heads + head) * d);
+  }
+}
+
+void append(const AppendUnit& unit) {
+  const RopeAppendArgs& args = *unit.args;
+  const int64_t d = unit.head_dim, half = args.rotary_dim / 2;
+  for (int64_t t = 0; t < unit.tokens; ++t) {
+    float* row = unit.rows + t * args.ld;
+    const float* cos = args.cos + (unit.position + t) * half;
+    const float* sin = args.sin + (unit.position + t) * half;
+    for (int64_t h = 0; h < args.heads + unit.kv_heads; ++h) {
+      const float* norm = h < args.heads ? args.q_norm : args.k_norm;
+      if (norm != nullptr) norm_head(row + h * d, norm, d, args.norm_eps);
+      rotate_head(row + h * d, cos, sin, half);
+    }
+  }
+  for (int64_t g = 0; g < unit.kv_heads; ++g) {
+    if (unit.type == KvType::kBF16)
+      append_page<uint32_t>(unit, g);
+    else
+      append_page<float>(unit, g);
+  }
+}

@@ -1,0 +1,100 @@
+// The tile on AVX2 + FMA. Compiled with its own flags; nothing here may be shared with other units
+// (anonymous namespace).
+#include <immintrin.h>
+
+#include <math.h>
+#include <cstring>
+
+#include "kernels/attention/tile.h"
+
+namespace longspur::kernels::attention {
+
+namespace {
+
+struct Simd {
+  static constexpr int kWidth = 8;
+  static constexpr int kRows = 4,
+                       kVectors = 2;  // 8 sums, 4 halves of columns, 2 of a row: 14 of 16
+  using F = __m256;
+  struct Pairs {
+    F even, odd;
+  };
+  static Pairs split(__m256i words) {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(words, 16)),
+            _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(int(0xffff0000u))))};
+  }
+  static Pairs load_b(const uint32_t* p) {
+    return split(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static Pairs load_a(const uint32_t* p) { return split(_mm256_set1_epi32(int(*p))); }
+  static F dot(F c, Pairs a, Pairs b) {
+    return _mm256_fmadd_ps(a.odd, b.odd, _mm256_fmadd_ps(a.even, b.even, c));
+  }
+  static F load_b(const float* p) { return _mm256_loadu_ps(p); }
+  static F load_a(const float* p) { return _mm256_set1_ps(*p); }
+  static F dot(F c, F a, F b) { return _mm256_fmadd_ps(a, b, c); }
+
+  static F zero() { return _mm256_setzero_ps(); }
+  static F set1(float x) { return _mm256_set1_ps(x); }
+  static F load(const float* p) { return _mm256_loadu_ps(p); }
+  static void store(float* p, F v) { _mm256_storeu_ps(p, v); }
+  static F add(F a, F b) { return _mm256_add_ps(a, b); }
+  static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+  static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static F max(F a, F b) { return _mm256_max_ps(a, b); }
+  static float reduce_max(F a) {
+    __m128 x = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+  }
+  static float reduce_add(F a) {
+    __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+  }
+
+  // 2^x for x <= 0, as in avx512-inl.h; the exponent is put together in two steps, so that results
+  // down to the smallest subnormals are right and -inf gives 0.
+  static F exp2(F x) {
+    x = _mm256_max_ps(x, _mm256_set1_ps(-200.0f));
+    const F n = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const F f = _mm256_sub_ps(x, n);
+    F y = _mm256_set1_ps(1.535336188319500e-4f);
+    y = _mm256_fmadd_ps(y, f, _mm256_set1_ps(1.339887440266574e-3f));
+    y = _mm256_fmadd_ps(y, f, _mm256_set1_ps(9.618437357674640e-3f));
+    y = _mm256_fmadd_ps(y, f, _mm256_set1_ps(5.550332471162809e-2f));
+    y = _mm256_fmadd_ps(y, f, _mm256_set1_ps(2.402264791363012e-1f));
+    y = _mm256_fmadd_ps(y, f, _mm256_set1_ps(6.931472028550421e-1f));
+    y = _mm256_fmadd_ps(y, f, _mm256_set1_ps(1.0f));
+    const __m256i e = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(e, 1);
+    return _mm256_mul_ps(_mm256_mul_ps(y, power(half)), power(_mm256_sub_epi32(e, half)));
+  }
+  static F power(__m256i e) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(e, _mm256_set1_epi32(127)), 23));
+  }
+
+  static F store_p(float* p, int i, F x) {
+    store(p + i, x);
+    return x;
+  }
+  static F store_p(uint32_t* p, int i, F x) {
+    __m256i bits = _mm256_castps_si256(x);
+    const __m256i tie = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    bits = _mm256_add_epi32(bits, _mm256_add_epi32(tie, _mm256_set1_epi32(0x7fff)));
+    const __m256i high = _mm256_srli_epi32(bits, 16);
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0x08);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(reinterpret_cast<uint16_t*>(p) + i),
+                     _mm256_castsi256_si128(packed));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(high, 16));
+  }
+};
+
+#include "kernels/attention/cpu/attend-inl.h"
+
+constexpr KernelTable kTable = {"avx2", attend<uint32_t>, attend<float>, append};
+
+}  // namespace
+
+const KernelTable* table_avx2() { return &kTable; }
+
+}  // namespace longspur::kernels::attention

@@ -1,0 +1,25 @@
+// The tile on AVX-512 with bf16 dot products. Compiled with its own flags; nothing here may be
+// shared with other units (anonymous namespace).
+#include <immintrin.h>
+
+#include <math.h>
+#include <cstring>
+
+#include "kernels/attention/tile.h"
+
+namespace longspur::kernels::attention {
+
+namespace {
+
+#define LONGSPUR_BF16_DOT 1
+#include "kernels/attention/cpu/avx512-inl.h"
+// clang-format keeps the order: the body needs Simd.
+#include "kernels/attention/cpu/attend-inl.h"
+
+constexpr KernelTable kTable = {"avx512bf16", attend<uint32_t>, attend<float>, append};
+
+}  // namespace
+
+const KernelTable* table_avx512bf16() { return &kTable; }
+
+}  // namespace longspur::kernels::attention

@@ -1,0 +1,112 @@
+// The tile on plain C++: any machine; also the smallest example of what a Simd must offer.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "kernels/attention/tile.h"
+
+namespace longspur::kernels::attention {
+
+namespace {
+
+struct Simd {
+  static constexpr int kWidth = 16;   // N and 64 are multiples of it
+  static constexpr int kRows = 4;     // rows of C in one micro-kernel
+  static constexpr int kVectors = 1;  // vectors of C in one row of it
+  struct F {
+    float x[kWidth];
+  };
+  template <class Word>
+  struct B {
+    const Word* words;
+  };
+  static float even(uint32_t w) {
+    w <<= 16;
+    float f;
+    std::memcpy(&f, &w, 4);
+    return f;
+  }
+  static float odd(uint32_t w) {
+    w &= 0xffff0000u;
+    float f;
+    std::memcpy(&f, &w, 4);
+    return f;
+  }
+  template <class Op>
+  static F map(Op op) {
+    F r;
+    for (int i = 0; i < kWidth; ++i) r.x[i] = op(i);
+    return r;
+  }
+  static F zero() {
+    return map([](int) { return 0.0f; });
+  }
+  static F set1(float x) {
+    return map([=](int) { return x; });
+  }
+  static F load(const float* p) {
+    return map([=](int i) { return p[i]; });
+  }
+  static void store(float* p, const F& v) { std::memcpy(p, v.x, sizeof(v.x)); }
+  static F add(const F& a, const F& b) {
+    return map([&](int i) { return a.x[i] + b.x[i]; });
+  }
+  static F sub(const F& a, const F& b) {
+    return map([&](int i) { return a.x[i] - b.x[i]; });
+  }
+  static F mul(const F& a, const F& b) {
+    return map([&](int i) { return a.x[i] * b.x[i]; });
+  }
+  static F max(const F& a, const F& b) {
+    return map([&](int i) { return std::max(a.x[i], b.x[i]); });
+  }
+  static F exp2(const F& a) {
+    return map([&](int i) { return std::exp2(a.x[i]); });
+  }
+  static float reduce_max(const F& a) { return *std::max_element(a.x, a.x + kWidth); }
+  static float reduce_add(const F& a) {
+    float sum = 0.0f;
+    for (float x : a.x) sum += x;
+    return sum;
+  }
+  template <class Word>
+  static B<Word> load_b(const Word* p) {
+    return {p};
+  }
+  template <class Word>
+  static Word load_a(const Word* p) {
+    return *p;
+  }
+  static F dot(const F& c, uint32_t a, const B<uint32_t>& b) {
+    return map(
+        [&](int i) { return c.x[i] + even(a) * even(b.words[i]) + odd(a) * odd(b.words[i]); });
+  }
+  static F dot(const F& c, float a, const B<float>& b) {
+    return map([&](int i) { return c.x[i] + a * b.words[i]; });
+  }
+  // Stores weights at column i of a row of P; returns them as stored.
+  static F store_p(float* p, int i, const F& x) {
+    store(p + i, x);
+    return x;
+  }
+  static F store_p(uint32_t* p, int i, const F& x);
+};
+
+#include "kernels/attention/cpu/attend-inl.h"
+
+Simd::F Simd::store_p(uint32_t* p, int i, const F& x) {
+  auto* halves = reinterpret_cast<uint16_t*>(p) + i;
+  return map([&](int j) {
+    const uint32_t bits = bf16_bits(x.x[j]);
+    halves[j] = uint16_t(bits);
+    return even(bits);
+  });
+}
+
+constexpr KernelTable kTable = {"portable", attend<uint32_t>, attend<float>, append};
+
+}  // namespace
+
+const KernelTable* table_portable() { return &kTable; }
+
+}  // namespace longspur::kernels::attention

@@ -1,0 +1,267 @@
+// Cuts a batch into tiles, hands them to the team, and merges split results.
+//
+// A sequence with few query rows (decode) is split over its keys in pieces of kSplitBlocks blocks;
+// one with many is cut into query tiles that each see all of their keys. Both cuts depend on the
+// sequence alone, never on the batch or the team, so its result does not either.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "base/error.h"
+#include "base/shape.h"
+#include "kernels/attention/paged.h"
+#include "kernels/attention/tile.h"
+
+namespace longspur::kernels::attention {
+
+namespace {
+
+constexpr int64_t kSplitBlocks = 4;
+constexpr int64_t kAlign = 64;
+
+int64_t element_bytes(KvType type) { return type == KvType::kBF16 ? 2 : 4; }
+
+// How one sequence is cut.
+struct Cut {
+  int64_t tokens, kv_len;  // queries; keys with them
+  int64_t heads_a_tile;    // of one KV head's group
+  int64_t chunks;          // tiles that a group's heads take
+  int64_t tokens_a_tile, tiles;
+  int64_t blocks, splits;  // splits > 1: partial results
+  int64_t items(int64_t kv_heads) const { return kv_heads * chunks * tiles * splits; }
+  bool split() const { return splits > 1; }
+};
+
+Cut cut_of(const BatchShape& shape, int64_t b, int64_t group, int64_t window) {
+  Cut cut{};
+  cut.tokens = shape.cu_seqlens[b + 1] - shape.cu_seqlens[b];
+  cut.kv_len = shape.kv_lens[b];
+  if (cut.tokens == 0) return cut;
+  cut.heads_a_tile = std::min<int64_t>(group, kMaxRows);
+  cut.chunks = ceil_div(group, cut.heads_a_tile);
+  cut.tokens_a_tile = kMaxRows / cut.heads_a_tile;
+  cut.tiles = ceil_div(cut.tokens, cut.tokens_a_tile);
+  const int64_t first_key =
+      window > 0 ? std::max<int64_t>(0, cut.kv_len - cut.tokens + 1 - window) : 0;
+  cut.blocks = ceil_div(cut.kv_len, kPageTokens) - first_key / kPageTokens;
+  cut.splits = cut.tiles == 1 ? ceil_div(cut.blocks, kSplitBlocks) : 1;
+  return cut;
+}
+
+int64_t partial_floats(const Cut& cut, int64_t kv_heads, int64_t dp) {
+  return cut.split() ? cut.items(kv_heads) * cut.tokens * cut.heads_a_tile * (dp + 2) : 0;
+}
+
+struct ScratchLayout {
+  int64_t s, p, q, o, total;  // byte offsets in one thread's part
+};
+ScratchLayout scratch_layout(KvType type, int64_t d) {
+  ScratchLayout layout{};
+  const auto take = [&](int64_t bytes) {
+    const int64_t at = layout.total;
+    layout.total += round_up(bytes, kAlign);
+    return at;
+  };
+  layout.s = take(kMaxRows * kPageTokens * 4);
+  layout.p = take(kMaxRows * kPageTokens * element_bytes(type));
+  layout.q = take(kMaxRows * d * element_bytes(type));
+  layout.o = take(kMaxRows * padded_dim(d) * 4);
+  layout.total += kAlign * 2;  // keeps neighbours' lines apart
+  return layout;
+}
+
+int64_t all_partials(const BatchShape& shape, int64_t group, const PagedKv& kv, int64_t window) {
+  int64_t floats = 0;
+  for (int64_t b = 0; b < shape.batch; ++b) {
+    floats += partial_floats(cut_of(shape, b, group, window), kv.kv_heads, padded_dim(kv.head_dim));
+  }
+  return floats;
+}
+
+class Run {
+ public:
+  Run(const AttentionArgs& args, const BatchShape& shape, const PagedKv& kv, std::byte* workspace)
+      : args_(args),
+        shape_(shape),
+        kv_(kv),
+        group_(args.heads / kv.kv_heads),
+        dp_(padded_dim(kv.head_dim)),
+        partials_(reinterpret_cast<float*>(workspace)),
+        layout_(scratch_layout(kv.type, kv.head_dim)) {
+    for (int64_t b = 0; b < shape.batch; ++b)
+      items_ += cut_of(shape, b, group_, args.window).items(kv.kv_heads);
+    const int64_t floats = all_partials(shape, group_, kv, args.window);
+    any_split_ = floats > 0;
+    threads_ = workspace + round_up(floats * int64_t(sizeof(float)), kAlign);
+  }
+
+  int64_t items() const { return items_; }
+  bool any_split() const { return any_split_; }
+
+  void attend_item(int64_t item, int rank) const {
+    int64_t b = 0, offset = 0;
+    Cut cut = cut_of(shape_, 0, group_, args_.window);
+    while (item >= cut.items(kv_.kv_heads)) {
+      item -= cut.items(kv_.kv_heads);
+      offset += partial_floats(cut, kv_.kv_heads, dp_);
+      cut = cut_of(shape_, ++b, group_, args_.window);
+    }
+    // Late tiles see the most keys: they go first, so that no thread is left with a long one.
+    const int64_t split = item % cut.splits, piece = item / cut.splits;
+    const int64_t head_piece = piece % (kv_.kv_heads * cut.chunks);
+    const int64_t tile_index = cut.tiles - 1 - piece / (kv_.kv_heads * cut.chunks);
+    const int64_t kv_head = head_piece / cut.chunks, chunk = head_piece % cut.chunks;
+
+    Tile tile = make_tile(b, cut, kv_head, chunk, tile_index);
+    if (cut.split()) {
+      tile.first_block += split * kSplitBlocks;
+      tile.end_block = std::min(tile.end_block, tile.first_block + kSplitBlocks);
+      tile.partial = partials_ + offset + item * cut.tokens * cut.heads_a_tile * (dp_ + 2);
+    }
+    std::byte* own = threads_ + rank * layout_.total;
+    const TileScratch scratch{reinterpret_cast<float*>(own + layout_.s), own + layout_.p,
+                              own + layout_.q, reinterpret_cast<float*>(own + layout_.o)};
+    const KernelTable& table = active_table();
+    (kv_.type == KvType::kBF16 ? table.attend_bf16 : table.attend_f32)(tile, scratch);
+  }
+
+  // Merges the splits of (sequence, KV head) pairs.
+  void merge(int64_t b, int64_t kv_head) const {
+    int64_t offset = 0;
+    for (int64_t i = 0; i < b; ++i)
+      offset += partial_floats(cut_of(shape_, i, group_, args_.window), kv_.kv_heads, dp_);
+    const Cut cut = cut_of(shape_, b, group_, args_.window);
+    if (!cut.split()) return;
+    for (int64_t chunk = 0; chunk < cut.chunks; ++chunk) {
+      const int64_t heads = chunk_heads(cut, chunk),
+                    stride = cut.tokens * cut.heads_a_tile * (dp_ + 2);
+      const float* first =
+          partials_ + offset + (kv_head * cut.chunks + chunk) * cut.splits * stride;
+      for (int64_t row = 0; row < cut.tokens * heads; ++row) {
+        const int64_t head = kv_head * group_ + chunk * cut.heads_a_tile + row % heads;
+        float* out =
+            args_.out + (shape_.cu_seqlens[b] + row / heads) * args_.ldo + head * kv_.head_dim;
+        merge_row(first + row * (dp_ + 2), stride, cut.splits, out);
+      }
+    }
+  }
+
+ private:
+  int64_t chunk_heads(const Cut& cut, int64_t chunk) const {
+    return std::min(cut.heads_a_tile, group_ - chunk * cut.heads_a_tile);
+  }
+
+  Tile make_tile(int64_t b, const Cut& cut, int64_t kv_head, int64_t chunk, int64_t index) const {
+    const int64_t token = index * cut.tokens_a_tile;
+    const int64_t row = shape_.cu_seqlens[b] + token;
+    const int64_t head = kv_head * group_ + chunk * cut.heads_a_tile;
+    Tile tile{};
+    tile.q = args_.q + row * args_.ldq + head * kv_.head_dim;
+    tile.ldq = args_.ldq;
+    tile.tokens = std::min(cut.tokens_a_tile, cut.tokens - token);
+    tile.group = chunk_heads(cut, chunk);
+    tile.first_position = cut.kv_len - cut.tokens + token;
+    tile.head_dim = kv_.head_dim;
+    tile.scale = args_.scale;
+    tile.window = args_.window;
+    tile.pool = kv_.pool;
+    tile.page_bytes = page_bytes(kv_.type, kv_.head_dim);
+    tile.pages = kv_.block_table + (b * kv_.kv_heads + kv_head) * kv_.max_blocks;
+    const int64_t first_key =
+        args_.window > 0 ? std::max<int64_t>(0, tile.first_position + 1 - args_.window) : 0;
+    tile.first_block = first_key / kPageTokens;
+    tile.end_block = (tile.first_position + tile.tokens - 1) / kPageTokens + 1;
+    tile.out = args_.out + row * args_.ldo + head * kv_.head_dim;
+    tile.ldo = args_.ldo;
+    return tile;
+  }
+
+  void merge_row(const float* first, int64_t stride, int64_t splits, float* out) const {
+    float m = -INFINITY, l = 0.0f;
+    for (int64_t s = 0; s < splits; ++s) m = std::max(m, first[s * stride + dp_]);
+    std::memset(out, 0, size_t(kv_.head_dim) * sizeof(float));
+    for (int64_t s = 0; s < splits; ++s) {
+      const float* partial = first + s * stride;
+      if (partial[dp_ + 1] <= 0.0f) continue;
+      const float weight = std::exp2(partial[dp_] - m);
+      l += weight * partial[dp_ + 1];
+      for (int64_t i = 0; i < kv_.head_dim; ++i) out[i] += weight * partial[i];
+    }
+    const float inverse = l > 0.0f ? 1.0f / l : 0.0f;
+    for (int64_t i = 0; i < kv_.head_dim; ++i) out[i] *= inverse;
+  }
+
+  const AttentionArgs& args_;
+  const BatchShape& shape_;
+  const PagedKv& kv_;
+  int64_t group_, dp_;
+  float* partials_;
+  std::byte* threads_ = nullptr;
+  ScratchLayout layout_;
+  int64_t items_ = 0;
+  bool any_split_ = false;
+};
+
+}  // namespace
+
+int64_t page_bytes(KvType type, int64_t head_dim) {
+  return round_up(kPageTokens * (head_dim + padded_dim(head_dim)) * element_bytes(type), kAlign);
+}
+
+int64_t workspace_bytes(const BatchShape& shape, int64_t heads, const PagedKv& kv, int threads) {
+  // Without a window there are the most splits.
+  const int64_t floats = all_partials(shape, heads / kv.kv_heads, kv, 0);
+  return round_up(floats * int64_t(sizeof(float)), kAlign) +
+         threads * scratch_layout(kv.type, kv.head_dim).total + kAlign;
+}
+
+void paged_attention(Team& team,
+                     const AttentionArgs& args,
+                     const BatchShape& shape,
+                     const PagedKv& kv,
+                     std::byte* workspace) {
+  const Run run(args, shape, kv, workspace);
+  team.dynamic_for(run.items(), 1,
+                   [&](int64_t begin, int64_t) { run.attend_item(begin, team.rank()); });
+  if (!run.any_split()) return;
+  team.dynamic_for(shape.batch * kv.kv_heads, 1,
+                   [&](int64_t i, int64_t) { run.merge(i / kv.kv_heads, i % kv.kv_heads); });
+}
+
+void rope_append(Team& team,
+                 const RopeAppendArgs& args,
+                 const BatchShape& shape,
+                 const PagedKv& kv) {
+  // Work is cut at block borders: the tokens of one page are written by one thread.
+  const auto first_position = [&](int64_t b) {
+    return shape.kv_lens[b] - (shape.cu_seqlens[b + 1] - shape.cu_seqlens[b]);
+  };
+  const auto units_of = [&](int64_t b) -> int64_t {
+    if (shape.cu_seqlens[b + 1] == shape.cu_seqlens[b]) return 0;
+    return (shape.kv_lens[b] - 1) / kPageTokens - first_position(b) / kPageTokens + 1;
+  };
+  int64_t units = 0;
+  for (int64_t b = 0; b < shape.batch; ++b) units += units_of(b);
+  team.dynamic_for(units, 1, [&](int64_t unit, int64_t) {
+    int64_t b = 0;
+    for (; unit >= units_of(b); ++b) unit -= units_of(b);
+    const int64_t start = first_position(b), block = start / kPageTokens + unit;
+    const int64_t begin = std::max(start, block * kPageTokens);
+    const int64_t end = std::min<int64_t>(shape.kv_lens[b], (block + 1) * kPageTokens);
+    AppendUnit piece{};
+    piece.args = &args;
+    piece.rows = args.qkv + (shape.cu_seqlens[b] + begin - start) * args.ld;
+    piece.tokens = end - begin;
+    piece.position = begin;
+    piece.head_dim = kv.head_dim;
+    piece.kv_heads = kv.kv_heads;
+    piece.type = kv.type;
+    piece.pool = kv.pool;
+    piece.page_bytes = page_bytes(kv.type, kv.head_dim);
+    piece.pages = kv.block_table + b * kv.kv_heads * kv.max_blocks + block;
+    piece.max_blocks = kv.max_blocks;
+    active_table().append(piece);
+  });
+}
+
+}  // namespace longspur::kernels::attention

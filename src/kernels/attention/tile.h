@@ -1,0 +1,83 @@
+// One piece of paged attention and the table of functions that compute it, one table an instruction
+// set. Private to this family.
+//
+// A tile holds `tokens` consecutive queries of one sequence times `group` query heads of one KV
+// head; its rows are (token, head) pairs, so that heads of a group share every load of keys and
+// values.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+#include "kernels/attention/paged.h"
+
+namespace longspur::kernels::attention {
+
+inline constexpr int kMaxRows = 48;  // rows of a tile: S, P, Q and O of it stay in L2, mostly in L1
+inline constexpr float kLog2E = 1.4426950408889634f;
+
+inline int64_t padded_dim(int64_t d) { return (d + 15) / 16 * 16; }
+// Values of a page begin behind its keys.
+inline int64_t value_offset(KvType type, int64_t d) {
+  return kPageTokens * d * (type == KvType::kBF16 ? 2 : 4);
+}
+
+struct Tile {
+  const float* q;  // first token's first head of the group; heads are D apart
+  int64_t ldq;
+  int64_t tokens, group;   // tokens * group <= kMaxRows
+  int64_t first_position;  // of the first token
+  int64_t head_dim;
+  float scale;
+  int64_t window;  // 0: none
+  const std::byte* pool;
+  int64_t page_bytes;
+  const int32_t* pages;  // page ids of this sequence and KV head, from its first block
+  int64_t first_block, end_block;
+  // Results: normalised rows to out, or (o, m, l) of each row to partial when that is given.
+  float* out;  // like q, at stride ldo
+  int64_t ldo;
+  float* partial;  // [rows, padded_dim + 2]
+};
+
+// Scratch of one thread, 64-byte aligned.
+struct TileScratch {
+  float* s;  // [kMaxRows, 64]
+  void* p;   // [kMaxRows, 64] of the page's type
+  void* q;   // [kMaxRows, D] of the page's type
+  float* o;  // [kMaxRows, padded_dim]
+};
+
+// Tokens [first_row, end_row) of one sequence, all in one block: rotate q and k, append k and v.
+struct AppendUnit {
+  const RopeAppendArgs* args;
+  float* rows;  // qkv of the first token
+  int64_t tokens;
+  int64_t position;  // of the first token
+  int64_t head_dim, kv_heads;
+  KvType type;
+  std::byte* pool;
+  int64_t page_bytes;
+  const int32_t* pages;  // page of KV head g of this block at pages[g * max_blocks]
+  int64_t max_blocks;
+};
+
+struct KernelTable {
+  std::string_view isa;
+  void (*attend_bf16)(const Tile& tile, const TileScratch& scratch);
+  void (*attend_f32)(const Tile& tile, const TileScratch& scratch);
+  void (*append)(const AppendUnit& unit);
+};
+
+// Null where the build has no such unit.
+const KernelTable* table_avx512bf16();
+const KernelTable* table_avx512();
+const KernelTable* table_avx2();
+const KernelTable* table_portable();
+
+// The table in use, and for tests a way to lower it ("avx512bf16", "avx512", "avx2", "portable").
+const KernelTable& active_table();
+std::string_view active_isa();
+void limit_isa(std::string_view isa);  // throws Error on an unknown or unavailable name
+
+}  // namespace longspur::kernels::attention
