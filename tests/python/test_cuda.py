@@ -44,7 +44,8 @@ def test_tiny_models(name, longspur, tmp_path):
     tiny_models.save(model, tmp_path / "model")
     generator = torch.Generator().manual_seed(7)
     lists = [
-        torch.randint(3, tiny_models.VOCAB, (n,), generator=generator).tolist() for n in (1, 40, 130)
+        torch.randint(3, tiny_models.VOCAB, (n,), generator=generator).tolist()
+        for n in (1, 40, 130)
     ]
     (tmp_path / "tokens.json").write_text(json.dumps(lists))
     run(

@@ -77,9 +77,7 @@ def test_last_row_equals_the_full_result(folders, longspur, tmp_path):
     _, folder = folders("llama")
     token_lists = prompts()
     full = longspur_logits(longspur, folder, token_lists, tmp_path, "--compute", "fp32")
-    last = longspur_logits(
-        longspur, folder, token_lists, tmp_path, "--compute", "fp32", "--last"
-    )
+    last = longspur_logits(longspur, folder, token_lists, tmp_path, "--compute", "fp32", "--last")
     for a, b in zip(full, last, strict=True):
         assert b.shape == (1, tiny_models.VOCAB)
         torch.testing.assert_close(a[-1:], b, rtol=0, atol=1e-5)

@@ -51,9 +51,7 @@ def tokenize(binary, model, text):
     return json.loads(run(binary, "tokenize", "-m", model, "--json", text=text))["ids"]
 
 
-def test_logits_in_reference_arithmetic(
-    longspur, smollm2, reference, token_lists, tmp_path
-):
+def test_logits_in_reference_arithmetic(longspur, smollm2, reference, token_lists, tmp_path):
     tokens, output = tmp_path / "tokens.json", tmp_path / "logits.safetensors"
     tokens.write_text(json.dumps(token_lists))
     run(

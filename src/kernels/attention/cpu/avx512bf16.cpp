@@ -2,7 +2,7 @@
 // shared with other units (anonymous namespace).
 #include <immintrin.h>
 
-#include <math.h>
+#include <cmath>
 #include <cstring>
 
 #include "kernels/attention/tile.h"
