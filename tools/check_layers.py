@@ -304,15 +304,16 @@ class Checker:
         for family in sorted(families):
             prefix = f"kernels/{family}"
             files = [s for s in self.sources.values() if s.path.startswith(prefix + "/")]
-            lacks = []
-            if not any(re.search(r"\bref\b|_ref\b|\bRef[A-Z]", strip(s.text)) for s in files):
-                lacks.append("a reference (ref.cpp, namespace ref or *_ref)")
-            if not any(s.path.endswith("_test.cpp") for s in files):
-                lacks.append("a test")
-            if prefix not in listed:
-                lacks.append(f"a line on {prefix} in docs/numerics.md")
-            if lacks and not self._allow("family", f"src/{prefix}"):
-                self.errors.append(f"src/{prefix}: lacks {', '.join(lacks)}")
+            host = any(s.path.endswith(".cpp") and not s.is_test for s in files)
+            tests = [s for s in files if s.path.endswith("_test.cpp" if host else "_test.cu")]
+            referred = any(re.search(r"\bref\b|_ref\b|\bRef[A-Z]", strip(s.text)) for s in files)
+            for rule, met, thing in (
+                ("reference", referred, "a reference (ref.cpp, namespace ref or *_ref)"),
+                ("test", bool(tests), "a test"),
+                ("numerics", prefix in listed, f"a line on {prefix} in docs/numerics.md"),
+            ):
+                if not met and not self._allow(rule, f"src/{prefix}"):
+                    self.errors.append(f"src/{prefix}: lacks {thing}")
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""The CUDA executor against the CPU. Skipped where the build has no plugin or the machine no GPU."""
+"""The CUDA executor against the CPU; skipped where there is no plugin or no GPU."""
 
 import json
 import subprocess

@@ -1,7 +1,7 @@
 """Tiny random models of every architecture and RoPE kind, made with transformers.
 
-Weights are random but not degenerate: norms vary, biases are not zero, so that a swapped tensor or a
-forgotten bias changes the logits. Used by test_models.py; run as a script to write all of them:
+Weights are random but not degenerate: norms vary, biases are not zero, so that a swapped tensor or
+a forgotten bias changes the logits. Used by test_models.py; run as a script to write all of them:
 
     python tests/python/tiny_models.py FOLDER
 """
