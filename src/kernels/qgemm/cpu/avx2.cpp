@@ -70,7 +70,8 @@ inline void dot_block(const std::byte* half, const std::byte* codes, __m256i (&d
 }
 
 struct Avx2 {
-  static constexpr int kMostTokens = 4;   // 4 dot products, their 8 sums and 2 weights of 16
+  static constexpr int kMostTokens = 4;  // 4 dot products, their 8 sums and 2 weights of 16
+  static constexpr int kFloatGroups = 1;
   static constexpr int kFloatTokens = 6;  // 12 sums, 2 weights, 1 broadcast of 16 registers
 
   struct Rows16 {

@@ -61,8 +61,9 @@ inline int32_t int_at(const std::byte* p) {
 }
 
 struct Avx512 {
-  static constexpr int kMostTokens = 16;   // 16 sums + 8 weights + 2 scales of 32 registers
-  static constexpr int kFloatTokens = 16;  // a broadcast load each multiply-add: both 1 a cycle
+  static constexpr int kMostTokens = 16;  // 16 sums + 8 weights + 2 scales of 32 registers
+  static constexpr int kFloatGroups = 2;  // 16 sums, 2 weights; 8 loads for 16 multiply-adds
+  static constexpr int kFloatTokens = 8;
 
   struct Rows16 {
     __m512 v;

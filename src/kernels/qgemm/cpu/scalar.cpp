@@ -31,6 +31,7 @@ inline T value_at(const std::byte* p) {
 
 struct Scalar {
   static constexpr int kMostTokens = 1;
+  static constexpr int kFloatGroups = 1;
   static constexpr int kFloatTokens = 4;
 
   struct Rows16 {
