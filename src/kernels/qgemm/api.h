@@ -6,7 +6,7 @@
 // Arithmetic. F32, F16, BF16: weights as fp32, fp32 activations and accumulation. Q8_0, Q4_0, Q4_1:
 // activations are quantised per block of 32 along K (see ActPrecision), exact integer dot products,
 // fp32 scales and accumulation. A row of y does not depend on T, on the other rows or on the number
-// of threads. NaN and infinity in a row of x reach that row of y.
+// of threads. A row of x with a NaN or an infinity gives a row of y without finite values.
 #pragma once
 
 #include <cstdint>

@@ -5,12 +5,12 @@
 //
 // Quantisation, for each 32 elements: scale = max|x| / L, code = round_to_even(x * (L / max|x|)),
 // L = 127, or 16256 = 127 * 128 for two components. A block whose maximum is below 1e-30 becomes
-// zero. A NaN or infinity makes its block's scale NaN or infinite, so it reaches the output.
+// zero. A NaN or infinity makes its block's codes zero and its scale NaN or infinite: the output is
+// NaN.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <utility>
 
 #include "kernels/qgemm/params.h"
@@ -130,7 +130,7 @@ inline void store_codes(std::byte* out, const IntVec (&codes)[kBlockVecs]) {
 }
 
 template <bool kTwo>
-inline void quantize_block(const FloatVec (&x)[kBlockVecs],
+inline void quantize_block(FloatVec (&x)[kBlockVecs],
                            WeightKind kind,
                            const CodeRow& row,
                            std::byte* block) {
@@ -140,15 +140,16 @@ inline void quantize_block(const FloatVec (&x)[kBlockVecs],
   IntVec top{};
   for (int i = 0; i < kBlockVecs; ++i) top = max(top, bits_of(x[i]) & 0x7fffffff);
   const float largest = floats_of(fold(top, max))[0];
-  const bool zero = largest < 1e-30f;
+  const bool finite = largest <= 3.40282347e38f, zero = largest < 1e-30f;
   const float scale = zero ? 0.0f : largest / kLimit;
-  const float inverse = zero ? 0.0f : kLimit / largest;
-  // A scale that is NaN or infinite spoils the row by itself; the codes must only stay summable.
-  const int32_t finite = largest <= std::numeric_limits<float>::max() ? -1 : 0;
+  const float inverse = zero || !finite ? 0.0f : kLimit / largest;
+  if (!finite) {  // the scale spoils the row by itself; the codes must only stay summable
+    for (FloatVec& v : x) v = FloatVec{};
+  }
   const FloatVec magic = splat(12582912.0f);
   IntVec codes[kBlockVecs], total{};
   for (int i = 0; i < kBlockVecs; ++i) {
-    codes[i] = (bits_of(x[i] * inverse + magic) - 0x4b400000) & finite;
+    codes[i] = bits_of(x[i] * inverse + magic) - 0x4b400000;
     total += codes[i];
   }
   const int32_t sum = sum_lanes(total);
