@@ -60,6 +60,59 @@ inline int32_t int_at(const std::byte* p) {
   return value;
 }
 
+// A block's weights with its scales, and where the codes of a piece of tokens lie.
+struct Block {
+  __m512i w[8];
+  __m512 d, m;
+};
+struct TokenBlock {
+  const std::byte* scale;
+  const std::byte* codes;
+  int64_t offset;  // from scale
+  int64_t low;     // from codes
+};
+
+template <WeightKind kKind>
+inline Block load_block(const std::byte* p) {
+  const auto halves = [](const std::byte* from) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  };
+  Block block;
+  unpack<kKind>(p, block.w);
+  const std::byte* scales = p + (kKind == kQ8_0Kind ? 512 : 256);
+  block.d = halves(scales);
+  if constexpr (kKind == kQ4_1Kind) block.m = halves(scales + 32);
+  return block;
+}
+
+// Adds a block times kTokens tokens to their sums.
+template <WeightKind kKind, bool kTwo, int kTokens>
+inline void add_block(const Block& block, const TokenBlock& x, __m512* sum) {
+  __m512i dot[kTokens];
+#pragma GCC unroll 4
+  for (int t = 0; t < kTokens; ++t)
+    dot[t] = kKind == kQ4_1Kind ? _mm512_setzero_si512()
+                                : _mm512_set1_epi32(int_at(x.scale + x.offset + 4 * t));
+  if constexpr (kTwo) {
+    __m512i upper[kTokens];
+    for (int t = 0; t < kTokens; ++t) upper[t] = _mm512_setzero_si512();
+    dot_block(block.w, x.codes, upper);
+    dot_block(block.w, x.codes + x.low, dot);
+    for (int t = 0; t < kTokens; ++t)
+      dot[t] = _mm512_add_epi32(dot[t], _mm512_slli_epi32(upper[t], 7));
+  } else {
+    dot_block(block.w, x.codes, dot);
+  }
+#pragma GCC unroll 4
+  for (int t = 0; t < kTokens; ++t) {
+    const std::byte* scale = x.scale + 4 * t;
+    const __m512 ds = _mm512_mul_ps(block.d, _mm512_set1_ps(float_at(scale)));
+    sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[t]), ds, sum[t]);
+    if constexpr (kKind == kQ4_1Kind)
+      sum[t] = _mm512_fmadd_ps(block.m, _mm512_set1_ps(float_at(scale + x.offset)), sum[t]);
+  }
+}
+
 struct Avx512 {
   static constexpr int kMostTokens = 16;  // 16 sums + 8 weights + 2 scales of 32 registers
   static constexpr int kFloatGroups = 2;  // 16 sums, 2 weights; 8 loads for 16 multiply-adds
@@ -95,61 +148,27 @@ struct Avx512 {
                          const Piece& piece,
                          int64_t row) {
     constexpr int64_t kBytes = block_bytes(kKind);
-    constexpr int64_t kScales = kKind == kQ8_0Kind ? 512 : 256;
     constexpr int kChains = kTokens < 4 ? kTokens : kTwo ? 2 : 4;
-    const int64_t low = piece.width * kBlock, offset = piece.width * 4;
-    const std::byte* scale = piece.scale;
-    const std::byte* codes = piece.codes;
-    Rows16 sum[kTokens];
+    TokenBlock x{piece.scale, piece.codes, piece.width * 4, piece.width * kBlock};
+    __m512 sum[kTokens];
 #pragma GCC unroll 16
-    for (int t = 0; t < kTokens; ++t) sum[t].clear();
+    for (int t = 0; t < kTokens; ++t) sum[t] = _mm512_setzero_ps();
     for (int64_t k = 0; k < p.k; k += kBlock, weight += kBytes) {
       if constexpr (kTokens == 1) {
 #pragma GCC unroll 9
         for (int64_t line = 0; line < kBytes; line += 64)
           _mm_prefetch(weight + kPrefetch + line, _MM_HINT_T0);
       }
-      __m512i w[8];
-      unpack<kKind>(weight, w);
-      const auto halves = [&](int64_t at) {
-        return _mm512_cvtph_ps(
-            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight + kScales + at)));
-      };
-      const __m512 d = halves(0);
-      __m512 m{};
-      if constexpr (kKind == kQ4_1Kind) m = halves(32);
+      const Block block = load_block<kKind>(weight);
 #pragma GCC unroll 16
-      for (int first = 0; first < kTokens; first += kChains) {
-        __m512i dot[kChains];
-#pragma GCC unroll 4
-        for (int t = 0; t < kChains; ++t)
-          dot[t] = kKind == kQ4_1Kind ? _mm512_setzero_si512()
-                                      : _mm512_set1_epi32(int_at(scale + offset + 4 * (first + t)));
-        if constexpr (kTwo) {
-          __m512i upper[kChains];
-          for (int t = 0; t < kChains; ++t) upper[t] = _mm512_setzero_si512();
-          dot_block(w, codes + first * kBlock, upper);
-          dot_block(w, codes + low + first * kBlock, dot);
-          for (int t = 0; t < kChains; ++t)
-            dot[t] = _mm512_add_epi32(dot[t], _mm512_slli_epi32(upper[t], 7));
-        } else {
-          dot_block(w, codes + first * kBlock, dot);
-        }
-#pragma GCC unroll 4
-        for (int t = 0; t < kChains; ++t) {
-          const std::byte* s = scale + 4 * (first + t);
-          __m512& total = sum[first + t].v;
-          const __m512 ds = _mm512_mul_ps(d, _mm512_set1_ps(float_at(s)));
-          total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[t]), ds, total);
-          if constexpr (kKind == kQ4_1Kind)
-            total = _mm512_fmadd_ps(m, _mm512_set1_ps(float_at(s + offset)), total);
-        }
-      }
-      scale += piece.block_bytes;
-      codes += piece.block_bytes;
+      for (int t = 0; t < kTokens; t += kChains)
+        add_block<kKind, kTwo, kChains>(
+            block, {x.scale + 4 * t, x.codes + kBlock * t, x.offset, x.low}, sum + t);
+      x.scale += piece.block_bytes;
+      x.codes += piece.block_bytes;
     }
 #pragma GCC unroll 16
-    for (int t = 0; t < kTokens; ++t) write_rows(p, sum[t], piece.token + t, row);
+    for (int t = 0; t < kTokens; ++t) write_rows(p, {sum[t]}, piece.token + t, row);
   }
 };
 
