@@ -149,12 +149,13 @@ struct Avx512 {
                          int64_t row) {
     constexpr int64_t kBytes = block_bytes(kKind);
     constexpr int kChains = kTokens < 4 ? kTokens : kTwo ? 2 : 4;
+    const bool streaming = piece.token < kTokens;  // later tokens find the weights in cache
     TokenBlock x{piece.scale, piece.codes, piece.width * 4, piece.width * kBlock};
     __m512 sum[kTokens];
 #pragma GCC unroll 16
     for (int t = 0; t < kTokens; ++t) sum[t] = _mm512_setzero_ps();
     for (int64_t k = 0; k < p.k; k += kBlock, weight += kBytes) {
-      if constexpr (kTokens == 1) {
+      if (streaming) {
 #pragma GCC unroll 9
         for (int64_t line = 0; line < kBytes; line += 64)
           _mm_prefetch(weight + kPrefetch + line, _MM_HINT_T0);

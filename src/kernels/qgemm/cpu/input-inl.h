@@ -175,13 +175,23 @@ inline void quantize_block(FloatVec (&x)[kBlockVecs],
   }
 }
 
+// A few blocks are transformed before any is quantised: the two dependent chains in one, exp and
+// then the fold over a block, would leave too little for the processor to overlap (SwiGLU: 31 ns a
+// block, against 24).
+constexpr int64_t kChunk = 8 * kBlock;
+
 template <bool kTwo, class Reader>
 inline void quantize_row(const Reader& read, const InputParams& p, const CodeRow& row) {
   std::byte* block = row.block;
-  for (int64_t k = 0; k < p.k; k += kBlock, block += row.block_bytes) {
-    FloatVec x[kBlockVecs];
-    for (int i = 0; i < kBlockVecs; ++i) x[i] = read(k + i * kLanes, kLanes);
-    quantize_block<kTwo>(x, p.kind, row, block);
+  alignas(64) float chunk[kChunk];
+  for (int64_t begin = 0; begin < p.k; begin += kChunk) {
+    const int64_t count = p.k - begin < kChunk ? p.k - begin : kChunk;
+    for (int64_t i = 0; i < count; i += kLanes) store_floats(chunk + i, read(begin + i, kLanes));
+    for (int64_t i = 0; i < count; i += kBlock, block += row.block_bytes) {
+      FloatVec x[kBlockVecs];
+      for (int v = 0; v < kBlockVecs; ++v) x[v] = load_floats(chunk + i + v * kLanes);
+      quantize_block<kTwo>(x, p.kind, row, block);
+    }
   }
 }
 
