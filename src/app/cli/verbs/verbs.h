@@ -1,0 +1,12 @@
+// The verbs' makers; registry.cpp lists them. A new verb is a file here, its line below and its
+// line in registry.cpp.
+#pragma once
+
+#include "app/cli/verb.h"
+
+namespace longspur::app::cli {
+
+Verb completion_verb();
+Verb reference_verb();
+
+}  // namespace longspur::app::cli
