@@ -17,7 +17,10 @@ endif()
 
 find_program(LONGSPUR_CCACHE ccache)
 if(LONGSPUR_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
-  set(CMAKE_CXX_COMPILER_LAUNCHER "${LONGSPUR_CCACHE}")
+  # Without these leniences ccache does not store units that use a precompiled header.
+  set(CMAKE_CXX_COMPILER_LAUNCHER "${CMAKE_COMMAND}" -E env
+      CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime
+      "${LONGSPUR_CCACHE}")
   set(CMAKE_CUDA_COMPILER_LAUNCHER "${LONGSPUR_CCACHE}")
 endif()
 

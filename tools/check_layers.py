@@ -101,7 +101,9 @@ class Checker:
             for cmake in sorted((self.root / base).rglob("CMakeLists.txt")):
                 folder = cmake.parent.relative_to(self.root).as_posix().removeprefix("src/")
                 text = re.sub(r"#[^\n]*", "", cmake.read_text())
-                for match in re.finditer(r"\blongspur_(?:cuda_)?library\s*\(([^)]*)\)", text):
+                for match in re.finditer(
+                    r"\blongspur_(?:cuda_|torch_)?library\s*\(([^)]*)\)", text
+                ):
                     library = self._library(match.group(1).split(), folder, cmake)
                     result[library.name] = library
         for library in result.values():
