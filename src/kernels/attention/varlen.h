@@ -1,0 +1,74 @@
+// Dense attention over packed sequences of different lengths, forward and backward.
+//
+//   s[i, j]  = scale * q[i] . k[j]           for every key j that query i sees
+//   lse[i]   = log sum_j exp(s[i, j])
+//   out[i]   = sum_j exp(s[i, j] - lse[i]) v[j]
+//
+// Query head h reads KV head h / (H / G). With `causal`, the last query of a sequence stands at its
+// last key: query i of n sees keys j <= i + (m - n) of m. A query that sees no key has out 0, lse
+// -inf and gives no gradient. Sequences may be empty.
+//
+// Gradients: with p = exp(s - lse) and delta[i] = grad_out[i] . out[i] - grad_lse[i],
+//   ds = p * (grad_out v^T - delta)   dq = scale ds k   dk = scale ds^T q   dv = p^T grad_out
+// so the gradient of lse costs one subtraction a row.
+//
+// Rows of D elements are contiguous; tokens and heads may have any strides. The caller has checked
+// shapes and cu_seqlens. Accumulation: fp32 (double in the reference). Results depend on the
+// sequence alone, never on the batch or the number of threads.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "base/dtype.h"
+
+namespace longspur::kernels::attention {
+
+inline constexpr int64_t kMaxVarlenDim = 256;  // of VarlenForward and VarlenBackward
+
+struct VarlenShape {
+  const int32_t* cu_seqlens_q = nullptr;  // [B + 1], from 0 to Tq
+  const int32_t* cu_seqlens_k = nullptr;  // [B + 1], from 0 to Tk
+  int64_t batch = 0;                      // B
+  int64_t heads = 0, kv_heads = 0;        // H, a multiple of G
+  int64_t head_dim = 0;                   // D
+  bool causal = true;
+  double scale = 1.0;
+  DType dtype = DType::kF32;  // of every operand but lse: F32, BF16, F16, F64
+};
+
+// [T, heads, D]; strides in elements, negative ones included.
+struct ConstRows {
+  const void* data = nullptr;
+  int64_t token_stride = 0, head_stride = 0;
+};
+struct Rows {
+  void* data = nullptr;
+  int64_t token_stride = 0, head_stride = 0;
+};
+
+// lse and grad_lse: [H, Tq], heads at a stride, fp32; double when dtype is F64.
+struct VarlenForwardArgs {
+  VarlenShape shape;
+  ConstRows q, k, v;
+  Rows out;
+  void* lse = nullptr;
+  int64_t lse_stride = 0;
+};
+
+struct VarlenBackwardArgs {
+  VarlenShape shape;
+  ConstRows q, k, v, out, grad_out;
+  const void* lse = nullptr;
+  int64_t lse_stride = 0;
+  const void* grad_lse = nullptr;  // null: zero
+  int64_t grad_lse_stride = 0;
+  Rows dq, dk, dv;  // every element is written
+};
+
+// Reference: plain loops in double over any dtype and head size; one thread. The backward works
+// the probabilities out anew and reads neither out nor lse.
+void varlen_forward_ref(const VarlenForwardArgs& args);
+void varlen_backward_ref(const VarlenBackwardArgs& args);
+
+}  // namespace longspur::kernels::attention
