@@ -1,0 +1,105 @@
+// Attention on the CPU: torch tensors to the pointers and strides of kernels/attention.
+#include "base/error.h"
+#include "kernels/attention/varlen.h"
+#include "ops/attention_impl.h"
+#include "ops/attention_shape.h"
+
+namespace longspur::ops {
+
+namespace {
+
+namespace kernel = kernels::attention;
+
+DType dtype_of(const at::Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kFloat:
+      return DType::kF32;
+    case at::kBFloat16:
+      return DType::kBF16;
+    case at::kHalf:
+      return DType::kF16;
+    case at::kDouble:
+      return DType::kF64;
+    default:
+      throw InternalError(concat("attention: dtype ", c10::toString(tensor.scalar_type())));
+  }
+}
+
+kernel::VarlenShape shape_of(const AttentionProblem& problem) {
+  kernel::VarlenShape shape;
+  shape.cu_seqlens_q = problem.host_seqlens_q.const_data_ptr<int32_t>();
+  shape.cu_seqlens_k = problem.host_seqlens_k.const_data_ptr<int32_t>();
+  shape.batch = problem.host_seqlens_q.numel() - 1;
+  shape.heads = problem.q.size(1);
+  shape.kv_heads = problem.k.size(1);
+  shape.head_dim = problem.q.size(2);
+  shape.causal = problem.causal;
+  shape.scale = problem.scale;
+  shape.dtype = dtype_of(problem.q);
+  return shape;
+}
+
+kernel::ConstRows rows(const at::Tensor& tensor) {
+  return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1)};
+}
+kernel::Rows mutable_rows(const at::Tensor& tensor) {
+  return {tensor.mutable_data_ptr(), tensor.stride(0), tensor.stride(1)};
+}
+
+kernel::VarlenForwardArgs forward_args(const AttentionProblem& problem,
+                                       const at::Tensor& out,
+                                       const at::Tensor& lse) {
+  kernel::VarlenForwardArgs args;
+  args.shape = shape_of(problem);
+  args.q = rows(problem.q);
+  args.k = rows(problem.k);
+  args.v = rows(problem.v);
+  args.out = mutable_rows(out);
+  args.lse = lse.mutable_data_ptr();
+  args.lse_stride = lse.stride(0);
+  return args;
+}
+
+kernel::VarlenBackwardArgs backward_args(const AttentionProblem& problem,
+                                         const AttentionGradients& gradients,
+                                         const AttentionGradient& results) {
+  kernel::VarlenBackwardArgs args;
+  args.shape = shape_of(problem);
+  args.q = rows(problem.q);
+  args.k = rows(problem.k);
+  args.v = rows(problem.v);
+  args.out = rows(gradients.out);
+  args.grad_out = rows(gradients.grad_out);
+  args.lse = gradients.lse.const_data_ptr();
+  args.lse_stride = gradients.lse.stride(0);
+  if (gradients.grad_lse) {
+    args.grad_lse = gradients.grad_lse->const_data_ptr();
+    args.grad_lse_stride = gradients.grad_lse->stride(0);
+  }
+  args.dq = mutable_rows(std::get<0>(results));
+  args.dk = mutable_rows(std::get<1>(results));
+  args.dv = mutable_rows(std::get<2>(results));
+  return args;
+}
+
+bool on_cpu(const AttentionProblem& problem) { return problem.q.device().is_cpu(); }
+
+AttentionResult reference_forward(const AttentionProblem& problem) {
+  const AttentionResult result = attention_outputs(problem.q);
+  kernel::varlen_forward_ref(forward_args(problem, std::get<0>(result), std::get<1>(result)));
+  return result;
+}
+
+AttentionGradient reference_backward(const AttentionProblem& problem,
+                                     const AttentionGradients& gradients) {
+  const AttentionGradient result = attention_gradients(problem.q, problem.k, problem.v);
+  kernel::varlen_backward_ref(backward_args(problem, gradients, result));
+  return result;
+}
+
+}  // namespace
+
+const AttentionImplementation kAttentionCpuReference = {"cpu_reference", on_cpu, reference_forward,
+                                                        reference_backward};
+
+}  // namespace longspur::ops
