@@ -32,6 +32,14 @@ enum class DType : uint8_t {
   kQ5_K,   // 256 / 176
   kQ6_K,   // 256 / 210
   kNVFP4,  // 64 / 36   GGUF: 4 x e4m3 scales of 16 elements, 64 x e2m1
+  // Rarer types of safetensors; those of less than a byte are packed, low bits first.
+  kF8E8M0,      // 2^(bits - 127)
+  kF8E4M3FNUZ,  // as E4M3 with bias 8, no negative zero, 0x80 is NaN
+  kF8E5M2FNUZ,  // as E5M2 with bias 16, likewise
+  kF6E2M3,      // 4 / 3
+  kF6E3M2,      // 4 / 3
+  kF4,          // 2 / 1   e2m1
+  kC64,         // two F32
 };
 
 struct DTypeInfo {

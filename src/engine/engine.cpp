@@ -48,6 +48,7 @@ class EngineImpl final : public Engine {
                                              if (progress) progress(std::min(done, total), total);
                                            });
     executor_->allocate_pages(plan_.pages);
+    model_.file->check_unchanged();
     model_.tensors = {};
     model_.file.reset();  // weights are packed; the mapping is not needed any more
     stats_.memory = plan_.bytes;

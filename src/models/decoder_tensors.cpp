@@ -1,7 +1,7 @@
 #include "models/decoder_tensors.h"
 
+#include <cmath>
 #include <cstring>
-#include <limits>
 #include <map>
 
 #include "base/error.h"
@@ -58,6 +58,29 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   return text + "]";
 }
 
+// Types that a weight may have: those whose bits say a real number.
+bool is_weight_type(DType dtype) {
+  switch (dtype) {
+    case DType::kI64:
+    case DType::kI32:
+    case DType::kI16:
+    case DType::kI8:
+    case DType::kU64:
+    case DType::kU32:
+    case DType::kU16:
+    case DType::kU8:
+    case DType::kBool:
+    case DType::kF8E8M0:
+    case DType::kF6E2M3:
+    case DType::kF6E3M2:
+    case DType::kF4:
+    case DType::kC64:
+      return false;
+    default:
+      return true;
+  }
+}
+
 // Looks tensors up and collects everything that is wrong.
 class Finder {
  public:
@@ -76,7 +99,12 @@ class Finder {
                      ")"));
       return {};
     }
-    return {tensor, 0};
+    if (!is_weight_type(tensor->dtype)) {
+      problem(concat(name, " (found type ", dtype_info(tensor->dtype).name,
+                     ", expected a floating-point or GGUF block type)"));
+      return {};
+    }
+    return {tensor, 0, scale_of(name)};
   }
 
   TensorSource layer(int64_t index,
@@ -89,13 +117,29 @@ class Finder {
 
   void finish() const {
     if (count_ == 0) return;
-    throw Error(concat("model: ", count_, " tensor", count_ == 1 ? "" : "s",
-                       " missing or of the wrong shape: ", problems_,
+    throw Error(concat(file_.path(), ": ", count_, " tensor", count_ == 1 ? "" : "s",
+                       " missing or of the wrong shape or type: ", problems_,
                        count_ > kListed ? ", ..." : ""));
   }
 
  private:
   static constexpr int kListed = 64;  // names in one message; a hostile file may miss thousands
+
+  // "blk.0.attn_q.scale" beside "blk.0.attn_q.weight"
+  float scale_of(const std::string& name) {
+    constexpr std::string_view kWeight = ".weight";
+    if (!name.ends_with(kWeight)) return 1.0f;
+    const std::string scale_name = name.substr(0, name.size() - kWeight.size()) + ".scale";
+    const io::TensorInfo* scale = file_.find(scale_name);
+    if (scale == nullptr) return 1.0f;
+    float value = 0.0f;
+    if (scale->dtype == DType::kF32 && scale->elements() == 1)
+      io::dequantize(scale->dtype, scale->data.data(), 1, &value);
+    if (!std::isfinite(value) || value <= 0.0f)
+      problem(scale_name + " (expected one positive number of type F32)");
+    return value;
+  }
+
   void problem(const std::string& text) {
     if (count_++ < kListed) problems_ += (problems_.empty() ? "" : ", ") + text;
   }
@@ -164,23 +208,26 @@ Rows read_rows(const TensorSource& source, DType as) {
   const io::TensorInfo& tensor = *source.tensor;
   Rows rows{as, source.n(), source.k(), nullptr, {}};
   const int64_t stored_bytes = dtype_bytes(tensor.dtype, rows.k);
-  if (as == tensor.dtype && source.permuted_heads == 0) {
+  const bool as_stored = as == tensor.dtype && source.scale == 1.0f;
+  if (as_stored && source.permuted_heads == 0) {
     rows.data = tensor.data.data();
     return rows;
   }
   const int64_t row_bytes = dtype_bytes(as, rows.k);
   rows.storage.resize(size_t(rows.n * row_bytes));
   rows.data = rows.storage.data();
-  std::vector<float> values(size_t(as == tensor.dtype ? 0 : rows.k));
+  std::vector<float> values(size_t(as_stored ? 0 : rows.k));
   for (int64_t row = 0; row < rows.n; ++row) {
     const std::byte* from = tensor.data.data() + stored_row(source, row) * stored_bytes;
     std::byte* to = rows.storage.data() + row * row_bytes;
-    if (as == tensor.dtype) {
+    if (as_stored) {
       std::memcpy(to, from, size_t(row_bytes));
       continue;
     }
     LONGSPUR_ASSERT(as == DType::kF32 || as == DType::kBF16);
     io::dequantize(tensor.dtype, from, rows.k, values.data());
+    if (source.scale != 1.0f)
+      for (float& value : values) value *= source.scale;
     if (as == DType::kF32) {
       std::memcpy(to, values.data(), size_t(row_bytes));
     } else {
@@ -199,7 +246,7 @@ std::vector<float> read_vector(const TensorSource& source) {
   std::vector<float> stored(size_t(n), 0.0f), values(size_t(n), 0.0f);
   io::dequantize(source.tensor->dtype, source.tensor->data.data(), n, stored.data());
   for (int64_t row = 0; row < n; ++row)
-    values[size_t(row)] = stored[size_t(stored_row(source, row))];
+    values[size_t(row)] = stored[size_t(stored_row(source, row))] * source.scale;
   return values;
 }
 

@@ -18,6 +18,7 @@ struct TensorSource {
   // GGUF's llama family interleaves the two rotary halves of each head's rows; heads > 0 says that
   // stored row h * D + 2 j + s is row h * D + s * D/2 + j of the model.
   int64_t permuted_heads = 0;
+  float scale = 1.0f;  // multiplies every value (GGUF keeps NVFP4's scale of a tensor beside it)
 
   explicit operator bool() const { return tensor != nullptr; }
   int64_t n() const { return tensor->shape[0]; }

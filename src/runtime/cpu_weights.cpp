@@ -9,7 +9,8 @@ using models::TensorSource;
 
 DType cpu_weight_type(const TensorSource& source, bool fp32) {
   if (fp32) return DType::kF32;
-  return qgemm::supports(source.tensor->dtype, source.k()) ? source.tensor->dtype : DType::kBF16;
+  const bool as_stored = source.scale == 1.0f && qgemm::supports(source.tensor->dtype, source.k());
+  return as_stored ? source.tensor->dtype : DType::kBF16;
 }
 
 namespace {

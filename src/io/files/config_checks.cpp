@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "io/files/printable.h"
 
 namespace longspur::io {
 
@@ -30,6 +31,11 @@ void validate_rope(const ModelConfig& config, const Checker& check) {
                 int64_t(1) << 40);
   check.number("low_freq_factor", rope.low_freq_factor, 1e-6, 1e6);
   check.number("high_freq_factor", rope.high_freq_factor, 1e-6, 1e6);
+  // the formulas divide by rotary_dim - 2 and by log(theta)
+  if (rope.kind == RopeScaling::Kind::kDynamic)
+    check.integer("rotary dimension with dynamic RoPE", config.rotary_dim, 4, config.head_dim);
+  if (rope.kind == RopeScaling::Kind::kYarn)
+    check.number("rope_theta with YaRN", config.rope_theta, 1.001, 1e12);
   if (rope.kind == RopeScaling::Kind::kLlama3) {
     require(rope.high_freq_factor > rope.low_freq_factor, check.where, ": high_freq_factor: found ",
             rope.high_freq_factor, ", expected above low_freq_factor of ", rope.low_freq_factor);
@@ -48,7 +54,7 @@ void validate_config(const ModelConfig& config, const std::string& where) {
   check.integer("vocab_size", config.vocab, 1, int64_t(1) << 22);
   check.integer("hidden_size", config.hidden, 1, 1 << 17);
   check.integer("intermediate_size", config.intermediate, 1, 1 << 20);
-  check.integer("num_hidden_layers", config.layers, 1, 1024);
+  check.integer("num_hidden_layers", config.layers, 1, kMaxLayers);
   check.integer("num_attention_heads", config.heads, 1, 1024);
   check.integer("num_key_value_heads", config.kv_heads, 1, config.heads);
   require(config.heads % config.kv_heads == 0, where, ": num_attention_heads: found ", config.heads,
@@ -93,7 +99,7 @@ Architecture parse_architecture(const std::string& name, const std::string& wher
     if (name == architecture_name(architecture)) return architecture;
   }
   throw UnsupportedError(
-      concat(where, ": architecture: found '", name, "', expected llama, mistral, qwen2 or qwen3"));
+      concat(where, ": found ", shown(name), ", expected llama, mistral, qwen2 or qwen3"));
 }
 
 }  // namespace longspur::io

@@ -7,6 +7,8 @@
 
 namespace longspur::io {
 
+inline constexpr int64_t kMaxLayers = 1024;
+
 // Throws Error naming `where`, the field, what was found and what was expected.
 void validate_config(const ModelConfig& config, const std::string& where);
 

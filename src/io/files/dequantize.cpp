@@ -34,6 +34,24 @@ float e4m3_to_float(int bits) {
   return bits & 0x80 ? -value : value;
 }
 
+// The variants without negative zero and infinity: bias one higher, 0x80 is NaN.
+float fnuz_to_float(int bits, int mantissa_bits) {
+  if (bits == 0x80) return std::numeric_limits<float>::quiet_NaN();
+  const int bias = mantissa_bits == 3 ? 8 : 16, one = 1 << mantissa_bits;
+  const int exponent = (bits & 0x7f) >> mantissa_bits, mantissa = bits & (one - 1);
+  const float value = exponent == 0
+                          ? std::ldexp(float(mantissa), 1 - bias - mantissa_bits)
+                          : std::ldexp(float(one + mantissa), exponent - bias - mantissa_bits);
+  return bits & 0x80 ? -value : value;
+}
+
+float e8m0_to_float(int bits) {
+  return bits == 0xff ? std::numeric_limits<float>::quiet_NaN() : std::ldexp(1.0f, bits - 127);
+}
+
+constexpr std::array<float, 16> kE2m1 = {0, 0.5f,  1,  1.5f,  2,  3,  4,  6,
+                                         0, -0.5f, -1, -1.5f, -2, -3, -4, -6};
+
 float e5m2_to_float(int bits) { return fp16_to_float(uint16_t(bits << 8)); }
 
 void block_q8_0(const std::byte* block, float* out) {
@@ -125,14 +143,15 @@ void block_q6_k(const std::byte* block, float* out) {
   }
 }
 
-// Four sub-blocks of 16 with an E4M3 scale each (no tensor scale inside the block); element i of a
-// sub-block is the low nibble of byte i for i < 8, else the high nibble of byte i - 8.
+// Four sub-blocks of 16 with an unsigned E4M3 scale each (a scale of the whole tensor is stored
+// beside it); element i of a sub-block is the low nibble of byte i for i < 8, else the high nibble
+// of byte i - 8. The format reads the scale 0x7f as zero; a sign bit is not looked at otherwise.
 void block_nvfp4(const std::byte* block, float* out) {
-  static constexpr std::array<float, 16> kE2m1 = {0, 0.5f,  1,  1.5f,  2,  3,  4,  6,
-                                                  0, -0.5f, -1, -1.5f, -2, -3, -4, -6};
   for (int sub = 0; sub < 4; ++sub) {
-    const int code = byte_at(block, sub) & 0x7f;
-    const float scale = code == 0x7f ? 0.0f : e4m3_to_float(code);  // the format reads NaN as zero
+    const int code = byte_at(block, sub);
+    const float mantissa = float(code & 7), exponent = float((code >> 3) & 15);
+    const float normal = std::ldexp(1.0f + mantissa / 8.0f, int(exponent) - 7);
+    const float scale = code == 0x7f ? 0.0f : exponent == 0 ? mantissa * 0x1p-9f : normal;
     for (int i = 0; i < 8; ++i) {
       const int byte = byte_at(block, 4 + sub * 8 + i);
       out[sub * 16 + i] = scale * kE2m1[size_t(byte & 15)];
@@ -141,41 +160,72 @@ void block_nvfp4(const std::byte* block, float* out) {
   }
 }
 
-template <class T>
-void convert(const std::byte* src, int64_t n, float* dst) {
-  for (int64_t i = 0; i < n; ++i) dst[i] = float(load<T>(src + i * int64_t(sizeof(T))));
+using ReadBlock = void (*)(const std::byte* block, float* out);
+
+ReadBlock block_reader(DType dtype) {
+  switch (dtype) {
+    case DType::kQ8_0:
+      return block_q8_0;
+    case DType::kQ4_0:
+      return block_q4_0;
+    case DType::kQ4_1:
+      return block_q4_1;
+    case DType::kQ5_0:
+      return block_q5_0;
+    case DType::kQ5_1:
+      return block_q5_1;
+    case DType::kQ4_K:
+      return block_q4_k;
+    case DType::kQ5_K:
+      return block_q5_k;
+    case DType::kQ6_K:
+      return block_q6_k;
+    case DType::kNVFP4:
+      return block_nvfp4;
+    default:
+      throw UnsupportedError(concat(dtype_info(dtype).name, ": has no conversion to F32"));
+  }
 }
 
-void blocks(DType dtype,
-            const std::byte* src,
-            int64_t n,
-            float* dst,
-            void (*one)(const std::byte*, float*)) {
-  const DTypeInfo& info = dtype_info(dtype);
-  for (int64_t b = 0; b < n / info.block; ++b) one(src + b * info.bytes, dst + b * info.block);
+// n values of the type T, each through `to_float`.
+template <class T, class ToFloat>
+void each(const std::byte* src, int64_t n, float* dst, ToFloat to_float) {
+  for (int64_t i = 0; i < n; ++i) dst[i] = to_float(load<T>(src + i * int64_t(sizeof(T))));
+}
+
+template <class T>
+void convert(const std::byte* src, int64_t n, float* dst) {
+  each<T>(src, n, dst, [](T value) { return float(value); });
 }
 
 }  // namespace
 
 void dequantize(DType dtype, const std::byte* src, int64_t n, float* dst) {
-  LONGSPUR_ASSERT(n % dtype_info(dtype).block == 0);
+  const DTypeInfo& info = dtype_info(dtype);
+  LONGSPUR_ASSERT(n % info.block == 0);
   switch (dtype) {
     case DType::kF64:
       return convert<double>(src, n, dst);
     case DType::kF32:
-      std::memcpy(dst, src, size_t(n) * sizeof(float));
+      if (n > 0) std::memcpy(dst, src, size_t(n) * sizeof(float));
       return;
     case DType::kF16:
-      for (int64_t i = 0; i < n; ++i) dst[i] = load_fp16(src + 2 * i);
-      return;
+      return each<uint16_t>(src, n, dst, fp16_to_float);
     case DType::kBF16:
-      for (int64_t i = 0; i < n; ++i) dst[i] = bf16_to_float(load<uint16_t>(src + 2 * i));
-      return;
+      return each<uint16_t>(src, n, dst, bf16_to_float);
     case DType::kF8E4M3:
-      for (int64_t i = 0; i < n; ++i) dst[i] = e4m3_to_float(byte_at(src, i));
-      return;
+      return each<uint8_t>(src, n, dst, e4m3_to_float);
     case DType::kF8E5M2:
-      for (int64_t i = 0; i < n; ++i) dst[i] = e5m2_to_float(byte_at(src, i));
+      return each<uint8_t>(src, n, dst, e5m2_to_float);
+    case DType::kF8E8M0:
+      return each<uint8_t>(src, n, dst, e8m0_to_float);
+    case DType::kF8E4M3FNUZ:
+      return each<uint8_t>(src, n, dst, [](int bits) { return fnuz_to_float(bits, 3); });
+    case DType::kF8E5M2FNUZ:
+      return each<uint8_t>(src, n, dst, [](int bits) { return fnuz_to_float(bits, 2); });
+    case DType::kF4:
+      for (int64_t i = 0; i < n; ++i)
+        dst[i] = kE2m1[size_t(byte_at(src, i / 2) >> (i % 2 * 4) & 15)];
       return;
     case DType::kI64:
       return convert<int64_t>(src, n, dst);
@@ -194,24 +244,10 @@ void dequantize(DType dtype, const std::byte* src, int64_t n, float* dst) {
     case DType::kU8:
     case DType::kBool:
       return convert<uint8_t>(src, n, dst);
-    case DType::kQ8_0:
-      return blocks(dtype, src, n, dst, block_q8_0);
-    case DType::kQ4_0:
-      return blocks(dtype, src, n, dst, block_q4_0);
-    case DType::kQ4_1:
-      return blocks(dtype, src, n, dst, block_q4_1);
-    case DType::kQ5_0:
-      return blocks(dtype, src, n, dst, block_q5_0);
-    case DType::kQ5_1:
-      return blocks(dtype, src, n, dst, block_q5_1);
-    case DType::kQ4_K:
-      return blocks(dtype, src, n, dst, block_q4_k);
-    case DType::kQ5_K:
-      return blocks(dtype, src, n, dst, block_q5_k);
-    case DType::kQ6_K:
-      return blocks(dtype, src, n, dst, block_q6_k);
-    case DType::kNVFP4:
-      return blocks(dtype, src, n, dst, block_nvfp4);
+    default: {
+      const ReadBlock read = block_reader(dtype);
+      for (int64_t b = 0; b < n / info.block; ++b) read(src + b * info.bytes, dst + b * info.block);
+    }
   }
 }
 

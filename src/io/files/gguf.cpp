@@ -13,6 +13,7 @@
 #include "base/shape.h"
 #include "io/files/checked.h"
 #include "io/files/mapped_file.h"
+#include "io/files/printable.h"
 #include "io/files/tensor_table.h"
 
 namespace longspur::io {
@@ -23,6 +24,9 @@ constexpr uint64_t kMaxKeys = 1 << 16;
 constexpr uint64_t kMaxTensors = 1 << 20;
 constexpr uint64_t kMaxNameBytes = 1024;
 constexpr uint64_t kMaxStringBytes = uint64_t(64) << 20;
+constexpr uint64_t kMaxArray = uint64_t(1) << 24;
+constexpr uint64_t kLeastPairBytes = 8 + 4 + 1;            // empty key, one byte of value
+constexpr uint64_t kLeastTensorBytes = 8 + 4 + 8 + 4 + 8;  // empty name, one dimension
 constexpr int64_t kMaxAlignment = 1 << 20;
 constexpr uint64_t kMaxDims = 4;
 constexpr int64_t kDefaultAlignment = 32;
@@ -56,6 +60,16 @@ class Cursor {
     std::memcpy(&value, bytes_.data() + at_, sizeof(T));
     at_ += sizeof(T);
     return value;
+  }
+
+  // A name of something: short, printable UTF-8.
+  std::string name(const char* what) {
+    std::string text = string(what, kMaxNameBytes);
+    const bool control =
+        std::any_of(text.begin(), text.end(), [](char c) { return uint8_t(c) < 0x20; });
+    require(!text.empty() && !control && is_utf8(text), path_, ": ", what, ": found ", shown(text),
+            ", expected UTF-8 text without control characters");
+    return text;
   }
 
   std::string string(const char* what, uint64_t limit) {
@@ -119,7 +133,7 @@ DType tensor_dtype(uint32_t id, const std::string& path, const std::string& name
       return DType::kNVFP4;
     default:
       throw UnsupportedError(
-          concat(path, ": tensor '", name, "': found type id ", id,
+          concat(path, ": tensor ", shown(name), ": found type id ", id,
                  ", expected F32, F16, BF16, F64, I8 to I64, Q8_0, Q4_0, Q4_1, Q5_0, "
                  "Q5_1, Q4_K, Q5_K, Q6_K or NVFP4"));
   }
@@ -131,10 +145,14 @@ class GgufReader final : public GgufFile {
     Cursor cursor(file_.bytes(), file_.path());
     read_header(cursor);
     for (uint64_t i = 0; i < keys_; ++i) read_pair(cursor);
+    refuse_parts();
     for (uint64_t i = 0; i < tensor_count_; ++i) read_tensor(cursor);
     place_tensors(cursor);
+    check_unchanged();
   }
 
+  const std::string& path() const override { return file_.path(); }
+  void check_unchanged() const override { file_.check_unchanged(); }
   const std::vector<TensorInfo>& tensors() const override { return table_.tensors(); }
   const TensorInfo* find(std::string_view name) const override { return table_.find(name); }
   int64_t file_bytes() const override { return int64_t(file_.bytes().size()); }
@@ -143,30 +161,47 @@ class GgufReader final : public GgufFile {
   }
 
  private:
-  const std::string& path() const { return file_.path(); }
-
   void read_header(Cursor& cursor) {
     const auto magic = cursor.read<uint32_t>("magic");
     require(magic == 0x46554747u, path(),
             ": found no GGUF magic, expected the file to begin with \"GGUF\"");
     const auto version = cursor.read<uint32_t>("version");
-    require(version != 0 && (version & 0xffffu) != 0, path(),
+    require(version == 0 || (version & 0xffffu) != 0, path(),
             ": found a big-endian file, expected little-endian");
     require(version == 2 || version == 3, path(), ": version: found ", version,
             ", expected 2 or 3");
     tensor_count_ = cursor.read<uint64_t>("tensor count");
     keys_ = cursor.read<uint64_t>("key count");
-    require(tensor_count_ <= kMaxTensors, path(), ": tensor count: found ", tensor_count_,
-            ", expected at most ", kMaxTensors);
-    require(keys_ <= kMaxKeys, path(), ": key count: found ", keys_, ", expected at most ",
-            kMaxKeys);
+    check_count(tensor_count_, std::min(kMaxTensors, cursor.left() / kLeastTensorBytes), "tensor");
+    check_count(keys_, std::min(kMaxKeys, cursor.left() / kLeastPairBytes), "key");
+  }
+
+  void check_count(uint64_t found, uint64_t most, const char* what) const {
+    require(found <= most, path(), ": ", what, " count: found ", found, ", expected at most ", most,
+            " in a file of this size");
+  }
+
+  // A part of a split model has only some of the tensors; say so instead of listing the others.
+  void refuse_parts() const {
+    const int64_t parts = get_int("split.count", 1);
+    if (parts > 1) {
+      throw UnsupportedError(concat(path(), ": key 'split.count': found one of ", parts,
+                                    " parts, expected a whole model (merge the parts first)"));
+    }
+  }
+
+  void check_array(uint64_t count,
+                   uint64_t least_bytes,
+                   const Cursor& cursor,
+                   const std::string& key) const {
+    require(count <= kMaxArray && count <= cursor.left() / least_bytes, path(), ": key ",
+            shown(key), ": found an array of ", count, " entries, expected at most ",
+            std::min(kMaxArray, cursor.left() / least_bytes), " in what is left of the file");
   }
 
   template <class Stored, class Wide>
   std::vector<Wide> numbers(Cursor& cursor, uint64_t count, const std::string& key) {
-    require(count <= cursor.left() / sizeof(Stored), path(), ": key '", key,
-            "': found an array of ", count, " entries, expected at most the ", cursor.left(),
-            " bytes that are left");
+    check_array(count, sizeof(Stored), cursor, key);
     std::vector<Wide> values;
     values.reserve(size_t(count));
     for (uint64_t i = 0; i < count; ++i) values.push_back(Wide(cursor.read<Stored>("array entry")));
@@ -180,9 +215,7 @@ class GgufReader final : public GgufFile {
   }
 
   std::vector<std::string> strings(Cursor& cursor, uint64_t count, const std::string& key) {
-    require(count <= cursor.left() / sizeof(uint64_t), path(), ": key '", key,
-            "': found an array of ", count, " strings, expected at most the ", cursor.left(),
-            " bytes that are left");
+    check_array(count, sizeof(uint64_t), cursor, key);
     std::vector<std::string> values;
     values.reserve(size_t(count));
     for (uint64_t i = 0; i < count; ++i)
@@ -191,7 +224,7 @@ class GgufReader final : public GgufFile {
   }
 
   void check_bool(uint64_t value, const std::string& key) const {
-    require(value <= 1, path(), ": key '", key, "': found a boolean of ", value,
+    require(value <= 1, path(), ": key ", shown(key), ": found a boolean of ", value,
             ", expected 0 or 1");
   }
 
@@ -224,7 +257,8 @@ class GgufReader final : public GgufFile {
       case kString:
         return strings(cursor, count, key);
       case kArray:
-        throw Error(concat(path(), ": key '", key, "': found a nested array, expected a flat one"));
+        throw Error(
+            concat(path(), ": key ", shown(key), ": found a nested array, expected a flat one"));
       default:
         throw bad_type(key, type);
     }
@@ -267,41 +301,41 @@ class GgufReader final : public GgufFile {
   }
 
   Error bad_type(const std::string& key, uint32_t type) const {
-    return Error(concat(path(), ": key '", key, "': found value type ", type, ", expected 0 to ",
-                        kValueTypes - 1));
+    return Error(concat(path(), ": key ", shown(key), ": found value type ", type,
+                        ", expected 0 to ", kValueTypes - 1));
   }
 
   void read_pair(Cursor& cursor) {
-    std::string key = cursor.string("key", kMaxNameBytes);
+    const std::string key = cursor.name("key");
     const auto type = cursor.read<uint32_t>("value type");
     GgufValue parsed = value(cursor, type, key);
     const bool fresh = metadata_.emplace(key, std::move(parsed)).second;
-    require(fresh, path(), ": key '", key, "': found twice, expected once");
+    require(fresh, path(), ": key ", shown(key), ": found twice, expected once");
   }
 
   void read_tensor(Cursor& cursor) {
     Pending tensor;
-    tensor.info.name = cursor.string("tensor name", kMaxNameBytes);
+    tensor.info.name = cursor.name("tensor name");
     const std::string& name = tensor.info.name;
     const auto dims = cursor.read<uint32_t>("dimension count");
-    require(dims >= 1 && dims <= kMaxDims, path(), ": tensor '", name, "': found ", dims,
+    require(dims >= 1 && dims <= kMaxDims, path(), ": tensor ", shown(name), ": found ", dims,
             " dimensions, expected 1 to ", kMaxDims);
     std::optional<int64_t> elements = 1;
     for (uint32_t i = 0; i < dims; ++i) {
       const auto size = cursor.read<uint64_t>("dimension");
       require(size >= 1 && size <= uint64_t(std::numeric_limits<int64_t>::max()), path(),
-              ": tensor '", name, "': found a dimension of ", size, ", expected at least 1");
+              ": tensor ", shown(name), ": found a dimension of ", size, ", expected at least 1");
       tensor.info.shape.insert(tensor.info.shape.begin(), int64_t(size));  // stored innermost first
       if (elements) elements = checked_multiply(*elements, int64_t(size));
     }
     tensor.info.dtype = tensor_dtype(cursor.read<uint32_t>("tensor type"), path(), name);
     const DTypeInfo& info = dtype_info(tensor.info.dtype);
-    require(tensor.info.shape.back() % info.block == 0, path(), ": tensor '", name,
-            "': found rows of ", tensor.info.shape.back(), " elements, expected a multiple of ",
+    require(tensor.info.shape.back() % info.block == 0, path(), ": tensor ", shown(name),
+            ": found rows of ", tensor.info.shape.back(), " elements, expected a multiple of ",
             info.name, "'s block of ", info.block);
     const auto bytes =
         elements ? checked_multiply(*elements / info.block, info.bytes) : std::nullopt;
-    require(bytes.has_value(), path(), ": tensor '", name, "': its size overflows");
+    require(bytes.has_value(), path(), ": tensor ", shown(name), ": its size overflows");
     tensor.bytes = *bytes;
     tensor.offset = cursor.read<uint64_t>("tensor offset");
     pending_.push_back(std::move(tensor));
@@ -317,11 +351,11 @@ class GgufReader final : public GgufFile {
     std::vector<std::pair<int64_t, int64_t>> spans;
     for (Pending& tensor : pending_) {
       const std::string& name = tensor.info.name;
-      require(tensor.offset % uint64_t(alignment) == 0, path(), ": tensor '", name,
-              "': found offset ", tensor.offset, ", expected a multiple of ", alignment);
+      require(tensor.offset % uint64_t(alignment) == 0, path(), ": tensor ", shown(name),
+              ": found offset ", tensor.offset, ", expected a multiple of ", alignment);
       require(data <= size && tensor.offset <= uint64_t(size - data) &&
                   tensor.bytes <= size - data - int64_t(tensor.offset),
-              path(), ": tensor '", name, "': found ", tensor.bytes, " bytes at offset ",
+              path(), ": tensor ", shown(name), ": found ", tensor.bytes, " bytes at offset ",
               tensor.offset, ", expected them inside the file's ",
               std::max<int64_t>(size - data, 0), " bytes of data");
       const int64_t begin = data + int64_t(tensor.offset);
@@ -349,109 +383,10 @@ class GgufReader final : public GgufFile {
   TensorTable table_;
 };
 
-const char* type_name(const GgufValue& value) {
-  static constexpr const char* kNames[] = {"an integer",
-                                           "an integer",
-                                           "a number",
-                                           "a boolean",
-                                           "a string",
-                                           "an array of integers",
-                                           "an array of integers",
-                                           "an array of numbers",
-                                           "an array of booleans",
-                                           "an array of strings"};
-  return kNames[value.index()];
-}
-
-[[noreturn]] void wrong_type(std::string_view key, const GgufValue& value, const char* expected) {
-  throw Error(concat("key '", key, "': found ", type_name(value), ", expected ", expected));
-}
-
-int64_t to_int(std::string_view key, const GgufValue& value) {
-  if (const auto* number = std::get_if<int64_t>(&value)) return *number;
-  if (const auto* number = std::get_if<uint64_t>(&value)) {
-    require(*number <= uint64_t(std::numeric_limits<int64_t>::max()), "key '", key, "': found ",
-            *number, ", expected at most 2^63 - 1");
-    return int64_t(*number);
-  }
-  wrong_type(key, value, "an integer");
-}
-
-double to_float(std::string_view key, const GgufValue& value) {
-  if (const auto* number = std::get_if<double>(&value)) return *number;
-  if (const auto* number = std::get_if<int64_t>(&value)) return double(*number);
-  if (const auto* number = std::get_if<uint64_t>(&value)) return double(*number);
-  wrong_type(key, value, "a number");
-}
-
-const GgufValue* lookup(const GgufFile& file, std::string_view key) {
-  const auto found = file.metadata().find(key);
-  return found == file.metadata().end() ? nullptr : &found->second;
-}
-
-const GgufValue& demand(const GgufFile& file, std::string_view key) {
-  const GgufValue* value = lookup(file, key);
-  require(value != nullptr, "key '", key, "': missing");
-  return *value;
-}
-
 }  // namespace
 
 std::unique_ptr<GgufFile> GgufFile::open(const std::string& path) {
   return std::make_unique<GgufReader>(path);
-}
-
-int64_t GgufFile::get_int(std::string_view key) const { return to_int(key, demand(*this, key)); }
-int64_t GgufFile::get_int(std::string_view key, int64_t fallback) const {
-  const GgufValue* value = lookup(*this, key);
-  return value ? to_int(key, *value) : fallback;
-}
-double GgufFile::get_float(std::string_view key) const { return to_float(key, demand(*this, key)); }
-double GgufFile::get_float(std::string_view key, double fallback) const {
-  const GgufValue* value = lookup(*this, key);
-  return value ? to_float(key, *value) : fallback;
-}
-
-bool GgufFile::get_bool(std::string_view key, bool fallback) const {
-  const GgufValue* value = lookup(*this, key);
-  if (value == nullptr) return fallback;
-  if (const auto* flag = std::get_if<bool>(value)) return *flag;
-  wrong_type(key, *value, "a boolean");
-}
-
-std::string GgufFile::get_string(std::string_view key) const {
-  const GgufValue& value = demand(*this, key);
-  if (const auto* text = std::get_if<std::string>(&value)) return *text;
-  wrong_type(key, value, "a string");
-}
-
-std::string GgufFile::get_string(std::string_view key, std::string fallback) const {
-  return lookup(*this, key) ? get_string(key) : std::move(fallback);
-}
-
-const std::vector<std::string>* GgufFile::find_strings(std::string_view key) const {
-  const GgufValue* value = lookup(*this, key);
-  if (value == nullptr) return nullptr;
-  if (const auto* list = std::get_if<std::vector<std::string>>(value)) return list;
-  wrong_type(key, *value, "an array of strings");
-}
-
-std::vector<int64_t> GgufFile::get_ints(std::string_view key) const {
-  const GgufValue* value = lookup(*this, key);
-  if (value == nullptr) return {};
-  if (const auto* list = std::get_if<std::vector<int64_t>>(value)) return *list;
-  if (const auto* list = std::get_if<std::vector<uint64_t>>(value)) {
-    for (const uint64_t number : *list) (void)to_int(key, GgufValue(number));
-    return {list->begin(), list->end()};
-  }
-  wrong_type(key, *value, "an array of integers");
-}
-
-std::vector<double> GgufFile::get_floats(std::string_view key) const {
-  const GgufValue* value = lookup(*this, key);
-  if (value == nullptr) return {};
-  if (const auto* list = std::get_if<std::vector<double>>(value)) return *list;
-  wrong_type(key, *value, "an array of numbers");
 }
 
 }  // namespace longspur::io

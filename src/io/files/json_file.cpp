@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "io/files/mapped_file.h"
+#include "io/files/printable.h"
 
 namespace longspur::io {
 
@@ -24,15 +25,21 @@ nlohmann::json parse_json_object(std::string_view text, const std::string& name)
       if (event == Event::object_end) keys.pop_back();
     } else if (event == Event::key) {
       const auto& key = parsed.get_ref<const std::string&>();
-      require(keys.back().insert(key).second, name, ": found key '", key, "' twice, expected once");
+      require(keys.back().insert(key).second, name, ": found key ", shown(key),
+              " twice, expected once");
     }
     return true;
   };
+  // the parser takes a zero byte for the end of its input; JSON text has none
+  const size_t zero = text.find('\0');
+  require(zero == text.npos, name, ": found invalid JSON at byte ", zero + 1);
   nlohmann::json json;
   try {
     json = nlohmann::json::parse(text, watch);
   } catch (const nlohmann::json::parse_error& error) {
     throw Error(concat(name, ": found invalid JSON at byte ", error.byte));
+  } catch (const nlohmann::json::out_of_range&) {
+    throw Error(concat(name, ": found a number beyond the range of double"));
   }
   require(json.is_object(), name, ": found ", json.type_name(), ", expected a JSON object");
   return json;
@@ -41,7 +48,10 @@ nlohmann::json parse_json_object(std::string_view text, const std::string& name)
 nlohmann::json read_json_file(const std::string& path) {
   const MappedFile file(path);
   const auto bytes = file.bytes();
-  return parse_json_object({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, path);
+  nlohmann::json json =
+      parse_json_object({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, path);
+  file.check_unchanged();
+  return json;
 }
 
 }  // namespace longspur::io

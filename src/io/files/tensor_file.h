@@ -27,16 +27,20 @@ struct TensorInfo {
 class TensorFile {
  public:
   virtual ~TensorFile() = default;
+  virtual const std::string& path() const = 0;                      // as given when opened
   virtual const std::vector<TensorInfo>& tensors() const = 0;       // in file order
   virtual const TensorInfo* find(std::string_view name) const = 0;  // nullptr when absent
   virtual int64_t file_bytes() const = 0;                           // of all files together
+  // Throws Error when a file was truncated or written since it was opened: to be called after the
+  // data has been read, because what was read may be of either version, or zeros.
+  virtual void check_unchanged() const = 0;
 };
 
 // A single .safetensors file, or a folder with model.safetensors or model.safetensors.index.json.
 std::unique_ptr<TensorFile> open_safetensors(const std::string& path);
 
-// dtype -> fp32 for any supported type, `elements` a whole number of blocks. src needs no
-// alignment.
+// dtype -> fp32, `elements` a whole number of blocks. src needs no alignment. UnsupportedError for
+// the 6-bit and complex types, which are only listed.
 void dequantize(DType dtype, const std::byte* src, int64_t elements, float* dst);
 
 }  // namespace longspur::io

@@ -1,6 +1,7 @@
 #include "io/files/tensor_table.h"
 
 #include "base/error.h"
+#include "io/files/printable.h"
 
 namespace longspur::io {
 
@@ -12,7 +13,7 @@ int64_t TensorInfo::elements() const {
 
 void TensorTable::add(TensorInfo tensor, const std::string& where) {
   const bool fresh = index_.emplace(tensor.name, tensors_.size()).second;
-  require(fresh, where, ": tensor '", tensor.name, "': found twice, expected once");
+  require(fresh, where, ": tensor ", shown(tensor.name), ": found twice, expected once");
   tensors_.push_back(std::move(tensor));
 }
 
