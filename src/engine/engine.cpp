@@ -10,11 +10,11 @@
 #include "base/shape.h"
 #include "base/thread_pool.h"
 #include "engine/batch_builder.h"
+#include "engine/device.h"
 #include "engine/memory_plan.h"
 #include "engine/model_bundle.h"
 #include "engine/sampling.h"
 #include "engine/sequence.h"
-#include "runtime/cpu_executor.h"
 #include "sched/scheduler.h"
 
 namespace longspur::engine {
@@ -43,10 +43,10 @@ class EngineImpl final : public Engine {
       }
     }
     const int64_t total = model_.file->file_bytes();
-    executor_ = runtime::make_cpu_executor(model_.config, model_.tensors, executor_options(options),
-                                           pool_, [&](int64_t done) {
-                                             if (progress) progress(std::min(done, total), total);
-                                           });
+    executor_ = make_executor(options, model_.config, model_.tensors, plan_.max_context, pool_,
+                              [&](int64_t done) {
+                                if (progress) progress(std::min(done, total), total);
+                              });
     executor_->allocate_pages(plan_.pages);
     model_.file->check_unchanged();
     model_.tensors = {};
@@ -135,10 +135,6 @@ class EngineImpl final : public Engine {
   void set_load_seconds(double seconds) { stats_.load_s = seconds; }
 
  private:
-  static runtime::CpuExecutorOptions executor_options(const EngineOptions& options) {
-    return {options.compute == Compute::kFp32, options.prefill_chunk, options.max_sequences};
-  }
-
   void validate_prompt(std::span<const int32_t> tokens) const {
     require(!tokens.empty(), "prompt: found no tokens, expected at least 1");
     require(int64_t(tokens.size()) <= plan_.max_context, "prompt: found ", tokens.size(),
@@ -195,7 +191,8 @@ class EngineImpl final : public Engine {
     const int64_t outputs = int64_t(finished.size());
     const int64_t vocab = model_.config.vocab;
     std::vector<Sampled> sampled(static_cast<size_t>(outputs));
-    for (int64_t first = 0; first < outputs; first += runtime::Executor::kLogitRows) {
+    const bool drawn = sample_on_device(*executor_, finished, vocab, model_.defaults, sampled);
+    for (int64_t first = 0; first < outputs && !drawn; first += runtime::Executor::kLogitRows) {
       const int64_t count = std::min(runtime::Executor::kLogitRows, outputs - first);
       const float* rows = executor_->logits(first, count);
       const auto draw = [&](Sampler& sampler, int64_t i) {

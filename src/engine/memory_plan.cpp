@@ -1,32 +1,17 @@
 #include "engine/memory_plan.h"
 
 #include <algorithm>
-#include <fstream>
 #include <limits>
 
 #include "base/error.h"
 #include "base/shape.h"
 #include "cache/block_manager.h"
+#include "engine/device.h"
 #include "engine/model_bundle.h"
-#include "runtime/cpu_executor.h"
 
 namespace longspur::engine {
 
 namespace {
-
-// Share of the memory that is free now which the cache may take unless told otherwise.
-constexpr double kCacheShare = 0.5;
-
-int64_t available_memory() {
-  std::ifstream file("/proc/meminfo");
-  std::string key, unit;
-  int64_t kilobytes = 0;
-  while (file >> key >> kilobytes) {
-    std::getline(file, unit);
-    if (key == "MemAvailable:") return kilobytes * 1024;
-  }
-  return int64_t(4) << 30;  // no such file: assume a small machine
-}
 
 void range(const char* name, int64_t value, int64_t low, int64_t high) {
   if (value < low || value > high) {
@@ -42,9 +27,7 @@ void validate_options(const EngineOptions& options) {
   range("max-sequences", options.max_sequences, 1, 4096);
   range("prefill-chunk", options.prefill_chunk, 1, 65536);
   range("kv-bytes", options.kv_bytes, 0, int64_t(1) << 46);
-  if (options.device != "cpu") {
-    throw UnsupportedError(concat("device '", options.device, "': this build runs on cpu only"));
-  }
+  parse_device(options.device);
   if (options.attention != "dense") {
     throw UnsupportedError(
         concat("attention '", options.attention, "': only dense is built so far"));
@@ -57,21 +40,21 @@ void validate_options(const EngineOptions& options) {
 EnginePlan plan_memory(const EngineOptions& options,
                        const io::ModelConfig& config,
                        const models::DecoderTensors& tensors) {
-  const bool fp32 = options.compute == Compute::kFp32;
   EnginePlan plan;
   plan.max_context = options.max_context > 0 ? options.max_context : config.max_position;
-  plan.bytes.weights_bytes = runtime::cpu_weights_bytes(tensors, fp32);
-  plan.bytes.workspace_bytes =
-      runtime::cpu_workspace_bytes(config, {fp32, options.prefill_chunk, options.max_sequences});
-  const int64_t page_bytes = runtime::cpu_page_bytes(config, fp32);
+  const DeviceMemoryNeeds needs = device_memory_needs(options, config, tensors, plan.max_context);
+  plan.bytes.weights_bytes = needs.weights_bytes;
+  plan.bytes.workspace_bytes = needs.workspace_bytes;
   const int64_t block_pages = config.layers * config.kv_heads;
-  const int64_t block_bytes = page_bytes * block_pages;
+  const int64_t block_bytes = needs.page_bytes * block_pages;
   plan.bytes.kv_bytes_per_token = block_bytes / cache::kBlockTokens;
 
   const int64_t context_blocks = ceil_div(plan.max_context, cache::kBlockTokens);
   int64_t blocks = context_blocks * options.max_sequences;
-  const int64_t budget =
-      options.kv_bytes > 0 ? options.kv_bytes : int64_t(kCacheShare * double(available_memory()));
+  const int64_t budget = options.kv_bytes > 0 ? options.kv_bytes : needs.cache_share;
+  require(needs.cache_limit == 0 || options.kv_bytes <= needs.cache_limit, "kv-bytes: found ",
+          options.kv_bytes, ", expected at most the ", needs.cache_limit, " that device '",
+          options.device, "' has free beside the weights");
   blocks =
       std::min({blocks, budget / block_bytes, std::numeric_limits<int32_t>::max() / block_pages});
   if (blocks < context_blocks) {

@@ -30,6 +30,36 @@ sampling::SamplingView view_of(const Sequence& sequence) {
   return view;
 }
 
+// Ids that must not be drawn yet.
+std::vector<int32_t> banned_now(const Sequence& sequence, const io::GenerationDefaults& defaults) {
+  const SamplingParams& params = sequence.request.sampling;
+  if (sequence.output_tokens() >= params.min_tokens) return {};
+  std::vector<int32_t> banned = params.stop_ids;
+  if (!params.ignore_eos)
+    banned.insert(banned.end(), defaults.eos_ids.begin(), defaults.eos_ids.end());
+  return banned;
+}
+
+// Borrows from the sequence and from `banned`.
+sampling::SampleArgs args_of(const Sequence& sequence,
+                             int64_t vocab,
+                             std::span<const int32_t> banned) {
+  sampling::SampleArgs args;
+  args.vocab = vocab;
+  args.params = view_of(sequence);
+  args.params.banned = banned;
+  const std::span<const int32_t> tokens(sequence.tokens);
+  args.prompt = tokens.first(size_t(sequence.prompt_tokens()));
+  args.output = tokens.subspan(size_t(sequence.prompt_tokens()));
+  args.logprobs_k = sequence.request.sampling.logprobs.value_or(-1);
+  return args;
+}
+
+void take(const sampling::SampleResult& result, Sampled& sampled) {
+  sampled.token = result.token;
+  sampled.logprob = {result.token, result.logprob, {result.top.begin(), result.top.end()}};
+}
+
 }  // namespace
 
 bool ends_sequence(int32_t token,
@@ -49,31 +79,37 @@ Sampled Sampler::sample(const Sequence& sequence,
                         const float* logits,
                         int64_t vocab,
                         const io::GenerationDefaults& defaults) {
-  const SamplingParams& params = sequence.request.sampling;
-  banned_.clear();
-  if (sequence.output_tokens() < params.min_tokens) {
-    banned_ = params.stop_ids;
-    if (!params.ignore_eos)
-      banned_.insert(banned_.end(), defaults.eos_ids.begin(), defaults.eos_ids.end());
-  }
-  sampling::SampleArgs args;
+  const std::vector<int32_t> banned = banned_now(sequence, defaults);
+  sampling::SampleArgs args = args_of(sequence, vocab, banned);
   args.logits = logits;
-  args.vocab = vocab;
-  args.params = view_of(sequence);
-  args.params.banned = banned_;
-  const std::span<const int32_t> tokens(sequence.tokens);
-  args.prompt = tokens.first(size_t(sequence.prompt_tokens()));
-  args.output = tokens.subspan(size_t(sequence.prompt_tokens()));
-  args.logprobs_k = params.logprobs.value_or(-1);
   Sampled sampled;
   try {
-    const sampling::SampleResult result = sampling::sample(args, workspace_);
-    sampled.token = result.token;
-    sampled.logprob = {result.token, result.logprob, {result.top.begin(), result.top.end()}};
+    take(sampling::sample(args, workspace_), sampled);
   } catch (const std::exception& error) {
     sampled.error = error.what();
   }
   return sampled;
+}
+
+bool sample_on_device(runtime::Executor& executor,
+                      std::span<Sequence* const> sequences,
+                      int64_t vocab,
+                      const io::GenerationDefaults& defaults,
+                      std::span<Sampled> sampled) {
+  std::vector<std::vector<int32_t>> banned;
+  banned.reserve(sequences.size());
+  std::vector<sampling::SampleArgs> args;
+  for (const Sequence* sequence : sequences) {
+    banned.push_back(banned_now(*sequence, defaults));
+    args.push_back(args_of(*sequence, vocab, banned.back()));
+  }
+  std::vector<runtime::Draw> draws(sequences.size());
+  if (!executor.sample(args, draws)) return false;
+  for (size_t i = 0; i < draws.size(); ++i) {
+    take(draws[i].result, sampled[i]);
+    sampled[i].error = draws[i].error;
+  }
+  return true;
 }
 
 }  // namespace longspur::engine

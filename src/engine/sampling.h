@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -9,6 +10,7 @@
 #include "io/files/model_config.h"
 #include "kernels/sampling/api.h"
 #include "request/request.h"
+#include "runtime/executor.h"
 
 namespace longspur::engine {
 
@@ -28,8 +30,15 @@ class Sampler {
 
  private:
   kernels::sampling::Workspace workspace_;
-  std::vector<int32_t> banned_;
 };
+
+// Draws for `sequences`, the outputs of the executor's last forward, where their logits are. False
+// when the executor cannot.
+bool sample_on_device(runtime::Executor& executor,
+                      std::span<Sequence* const> sequences,
+                      int64_t vocab,
+                      const io::GenerationDefaults& defaults,
+                      std::span<Sampled> sampled);
 
 // True when `token` ends the sequence: an end-of-text id (unless ignored) or one of the request's.
 bool ends_sequence(int32_t token,

@@ -5,6 +5,9 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
+
+#include "kernels/sampling/api.h"
 
 namespace longspur::runtime {
 
@@ -19,6 +22,12 @@ struct ForwardBatch {
   std::span<const int32_t> block_table;  // [layers, B, G, max_blocks] page ids
   int64_t max_blocks = 0;
   std::span<const int32_t> output_rows;  // [R] rows whose logits are wanted, rising
+};
+
+// What a draw on the device gives; a row that cannot be drawn from (a NaN logit) says why.
+struct Draw {
+  kernels::sampling::SampleResult result;
+  std::string error;
 };
 
 class Executor {
@@ -38,6 +47,14 @@ class Executor {
   // until the next call. count <= kLogitRows.
   static constexpr int64_t kLogitRows = 32;
   virtual const float* logits(int64_t first, int64_t count) = 0;
+
+  // Draws a token from each output of the last forward where the logits are: args[i] (its logits
+  // are not read) to draws[i]. False, and nothing drawn: take logits() and draw on the host.
+  virtual bool sample(std::span<const kernels::sampling::SampleArgs> args, std::span<Draw> draws) {
+    static_cast<void>(args);
+    static_cast<void>(draws);
+    return false;
+  }
 };
 
 }  // namespace longspur::runtime

@@ -23,7 +23,7 @@ std::string plugin_path() {
 
 }  // namespace
 
-MakeDeviceExecutor* load_cuda_plugin() {
+const DevicePlugin& load_cuda_plugin() {
   const std::string path = plugin_path();
   // Never closed: CUDA and torch do not survive being unloaded.
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
@@ -33,10 +33,12 @@ MakeDeviceExecutor* load_cuda_plugin() {
                                   reason ? reason : "no reason given",
                                   "); build with the cuda preset on a machine with a GPU"));
   }
-  void* symbol = dlsym(library, kMakeCudaExecutorSymbol);
-  if (symbol == nullptr)
-    throw UnsupportedError(concat("device cuda: ", path, " has no ", kMakeCudaExecutorSymbol));
-  return reinterpret_cast<MakeDeviceExecutor*>(symbol);
+  void* symbol = dlsym(library, kCudaPluginSymbol);
+  if (symbol == nullptr) {
+    throw UnsupportedError(
+        concat("device cuda: ", path, " has no ", kCudaPluginSymbol, ": it is of another version"));
+  }
+  return *static_cast<const DevicePlugin*>(symbol);
 }
 
 }  // namespace longspur::runtime

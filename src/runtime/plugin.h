@@ -1,7 +1,8 @@
 // The CUDA executor lives in a library of its own, loaded when a CUDA device is asked for, so that
-// the CPU program neither links nor loads a GPU runtime. This is the border: one exported function.
+// the CPU program neither links nor loads a GPU runtime. This is the border: one exported table.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 
@@ -19,15 +20,25 @@ struct DeviceExecutorOptions {
   int64_t max_context = 0;
 };
 
-using MakeDeviceExecutor = std::unique_ptr<Executor>(const io::ModelConfig& config,
-                                                     const models::DecoderTensors& tensors,
-                                                     const DeviceExecutorOptions& options,
-                                                     const std::function<void(int64_t)>& progress);
+struct DeviceMemory {
+  int64_t free = 0;
+  int64_t total = 0;
+};
 
-inline constexpr const char* kMakeCudaExecutorSymbol = "longspur_make_cuda_executor";
+struct DevicePlugin {
+  std::unique_ptr<Executor> (*make)(const io::ModelConfig& config,
+                                    const models::DecoderTensors& tensors,
+                                    const DeviceExecutorOptions& options,
+                                    const std::function<void(int64_t)>& progress);
+  // Throws UnsupportedError when there is no such device.
+  DeviceMemory (*memory)(int device);
+};
 
-// Loads liblongspur_cuda.so (LONGSPUR_CUDA_LIBRARY, else beside the binary's ../lib) once and
-// returns its factory. Throws UnsupportedError naming where it looked and what the loader said.
-MakeDeviceExecutor* load_cuda_plugin();
+// The table's symbol; its number changes with the border, so that an old library is not taken.
+inline constexpr const char* kCudaPluginSymbol = "longspur_cuda_plugin_2";
+
+// Loads liblongspur_cuda.so (LONGSPUR_CUDA_LIBRARY, else ../lib beside the binary's folder) once.
+// Throws UnsupportedError naming where it looked and what the loader said.
+const DevicePlugin& load_cuda_plugin();
 
 }  // namespace longspur::runtime

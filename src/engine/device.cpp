@@ -1,0 +1,104 @@
+#include "engine/device.h"
+
+#include <charconv>
+#include <fstream>
+
+#include "base/error.h"
+#include "runtime/cpu_executor.h"
+#include "runtime/cuda_memory.h"
+#include "runtime/plugin.h"
+
+namespace longspur::engine {
+
+namespace {
+
+// Share of the memory that is free which the cache may take unless told otherwise. Host memory is
+// shared with everything else that runs; a GPU is mostly the model's own.
+constexpr double kHostCacheShare = 0.5;
+constexpr double kDeviceCacheShare = 0.9;
+
+int64_t available_memory() {
+  std::ifstream file("/proc/meminfo");
+  std::string key, unit;
+  int64_t kilobytes = 0;
+  while (file >> key >> kilobytes) {
+    std::getline(file, unit);
+    if (key == "MemAvailable:") return kilobytes * 1024;
+  }
+  return int64_t(4) << 30;  // no such file: assume a small machine
+}
+
+bool is_fp32(const EngineOptions& options) { return options.compute == Compute::kFp32; }
+
+runtime::CpuExecutorOptions cpu_options(const EngineOptions& options) {
+  return {is_fp32(options), options.prefill_chunk, options.max_sequences};
+}
+
+runtime::DeviceExecutorOptions cuda_options(const EngineOptions& options, int64_t max_context) {
+  return {parse_device(options.device).index, is_fp32(options), options.prefill_chunk,
+          options.max_sequences, max_context};
+}
+
+DeviceMemoryNeeds cuda_needs(const EngineOptions& options,
+                             const io::ModelConfig& config,
+                             const models::DecoderTensors& tensors,
+                             int64_t max_context) {
+  const runtime::DeviceExecutorOptions executor = cuda_options(options, max_context);
+  const runtime::DeviceMemory memory = runtime::load_cuda_plugin().memory(executor.device);
+  DeviceMemoryNeeds needs;
+  needs.weights_bytes = runtime::cuda_weights_bytes(tensors, executor.fp32);
+  needs.workspace_bytes = runtime::cuda_workspace_bytes(config, executor);
+  needs.page_bytes = runtime::cuda_page_bytes(config, executor.fp32);
+  needs.cache_limit = memory.free - needs.weights_bytes - needs.workspace_bytes;
+  require(needs.cache_limit > 0, "device cuda:", executor.device, ": found ", memory.free >> 20,
+          " MiB free, expected at least ", (needs.weights_bytes + needs.workspace_bytes) >> 20,
+          " MiB for weights and workspace");
+  needs.cache_share = int64_t(kDeviceCacheShare * double(needs.cache_limit));
+  return needs;
+}
+
+}  // namespace
+
+Device parse_device(const std::string& text) {
+  constexpr const char* kPrefix = "cuda:";
+  if (text == "cpu") return {};
+  if (text == "cuda") return {true, 0};
+  int index = -1;
+  if (text.starts_with(kPrefix)) {
+    const char* begin = text.data() + std::char_traits<char>::length(kPrefix);
+    const char* end = text.data() + text.size();
+    const auto [past, error] = std::from_chars(begin, end, index);
+    if (error != std::errc() || past != end) index = -1;
+  }
+  if (index < 0)
+    throw UsageError(concat("device: found '", text, "', expected cpu, cuda or cuda:INDEX"));
+  return {true, index};
+}
+
+DeviceMemoryNeeds device_memory_needs(const EngineOptions& options,
+                                      const io::ModelConfig& config,
+                                      const models::DecoderTensors& tensors,
+                                      int64_t max_context) {
+  if (parse_device(options.device).cuda) return cuda_needs(options, config, tensors, max_context);
+  DeviceMemoryNeeds needs;
+  needs.weights_bytes = runtime::cpu_weights_bytes(tensors, is_fp32(options));
+  needs.workspace_bytes = runtime::cpu_workspace_bytes(config, cpu_options(options));
+  needs.page_bytes = runtime::cpu_page_bytes(config, is_fp32(options));
+  needs.cache_share = int64_t(kHostCacheShare * double(available_memory()));
+  return needs;
+}
+
+std::unique_ptr<runtime::Executor> make_executor(const EngineOptions& options,
+                                                 const io::ModelConfig& config,
+                                                 const models::DecoderTensors& tensors,
+                                                 int64_t max_context,
+                                                 ThreadPool& pool,
+                                                 const std::function<void(int64_t)>& progress) {
+  if (parse_device(options.device).cuda) {
+    return runtime::load_cuda_plugin().make(config, tensors, cuda_options(options, max_context),
+                                            progress);
+  }
+  return runtime::make_cpu_executor(config, tensors, cpu_options(options), pool, progress);
+}
+
+}  // namespace longspur::engine
