@@ -29,8 +29,8 @@ int64_t cuda_weights_bytes(const models::DecoderTensors& tensors, bool fp32) {
   add(tensors.embedding);
   add(tensors.head);
   for (const models::LayerTensors& layer : tensors.layers) {
-    for (const auto* source : {&layer.q, &layer.k, &layer.v, &layer.output, &layer.gate, &layer.up,
-                               &layer.down}) {
+    for (const auto* source :
+         {&layer.q, &layer.k, &layer.v, &layer.output, &layer.gate, &layer.up, &layer.down}) {
       add(*source);
     }
   }

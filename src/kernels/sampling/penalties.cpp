@@ -5,17 +5,11 @@
 
 #include <limits>
 
-#include "base/error.h"
+#include "kernels/sampling/checks.h"
 
 namespace longspur::kernels::sampling::detail {
 
 namespace {
-
-void check_ids(std::span<const int32_t> ids, int64_t vocab, const char* what) {
-  for (const int32_t id : ids)
-    require(id >= 0 && id < vocab, "sampling: found ", what, " id ", id, ", expected 0 to ",
-            vocab - 1);
-}
 
 void repeat(std::span<const int32_t> ids,
             float penalty,
@@ -35,20 +29,11 @@ void clear(std::span<const int32_t> ids, std::vector<int32_t>& counts) {
 
 }  // namespace
 
-bool keeps_logits(const SamplingView& params) {
-  return params.repetition_penalty == 1.0 && params.presence_penalty == 0.0 &&
-         params.frequency_penalty == 0.0 && params.logit_bias.empty() && params.banned.empty();
-}
-
 void adjust_logits(const SampleArgs& args,
                    std::vector<float>& logits,
                    std::vector<int32_t>& counts) {
   const SamplingView& p = args.params;
-  check_ids(args.prompt, args.vocab, "prompt");
-  check_ids(args.output, args.vocab, "output");
-  check_ids(p.banned, args.vocab, "banned");
-  for (const auto& [id, bias] : p.logit_bias) check_ids({&id, 1}, args.vocab, "bias");
-
+  check_ids(args);
   if (p.repetition_penalty != 1.0) {
     repeat(args.prompt, float(p.repetition_penalty), logits, counts);
     repeat(args.output, float(p.repetition_penalty), logits, counts);

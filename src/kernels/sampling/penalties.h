@@ -7,9 +7,6 @@
 
 namespace longspur::kernels::sampling::detail {
 
-// True when the parameters leave every logit as it is.
-bool keeps_logits(const SamplingView& params);
-
 // Changes logits [V] in place. counts is scratch, zero before and after.
 void adjust_logits(const SampleArgs& args,
                    std::vector<float>& logits,

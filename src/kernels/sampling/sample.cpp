@@ -6,9 +6,9 @@
 #include <limits>
 
 #include "base/error.h"
-#include "base/rng.h"
 #include "base/shape.h"
 #include "kernels/sampling/api.h"
+#include "kernels/sampling/checks.h"
 #include "kernels/sampling/penalties.h"
 #include "kernels/sampling/select.h"
 #include "kernels/sampling/simd.h"
@@ -19,11 +19,7 @@ namespace {
 
 using namespace detail;
 
-// 53 bits: with fewer, tokens in the tail of a large vocabulary could never be drawn.
-double uniform(const SamplingView& p) {
-  const auto bits = philox4x32(p.seed, p.stream, p.position);
-  return double((uint64_t(bits[0]) << 32 | bits[1]) >> 11) * 0x1p-53;
-}
+double uniform(const SamplingView& p) { return double(draw_bits(p)) * 0x1p-53; }
 
 // The largest logit; fills workspace.block_max.
 float scan(const float* x, int64_t n, Workspace& workspace) {
@@ -149,21 +145,11 @@ void fill_logprobs(const SampleArgs& args, float max, Workspace& workspace, Samp
     result.top.emplace_back(c.id, float(double(c.logit) - log_total));
 }
 
-void check(const SampleArgs& args) {
-  const SamplingView& p = args.params;
-  require(args.logits != nullptr && args.vocab > 0 && args.vocab <= INT32_MAX, "sampling: found ",
-          args.vocab, " logits, expected at least 1");
-  require(std::isfinite(p.temperature) && p.temperature >= 0.0, "temperature: found ",
-          p.temperature, ", expected a number of at least 0");
-  require(p.top_k >= 0, "top_k: found ", p.top_k, ", expected at least 0");
-  require(p.top_p > 0.0 && p.top_p <= 1.0, "top_p: found ", p.top_p, ", expected (0, 1]");
-  require(p.min_p >= 0.0 && p.min_p <= 1.0, "min_p: found ", p.min_p, ", expected [0, 1]");
-}
-
 }  // namespace
 
 SampleResult sample(const SampleArgs& args, Workspace& workspace) {
-  check(args);
+  check_params(args);
+  require(args.logits != nullptr, "sampling: found no logits");
   const float raw_max = scan(args.logits, args.vocab, workspace);
   SampleResult result;
   if (keeps_logits(args.params)) {
