@@ -95,6 +95,9 @@ bool Settings::flag(std::string_view name) const { return get<bool>(name); }
 int64_t Settings::integer(std::string_view name) const { return get<int64_t>(name); }
 double Settings::number(std::string_view name) const { return get<double>(name); }
 const std::string& Settings::text(std::string_view name) const { return get<std::string>(name); }
+std::string Settings::text_or_empty(std::string_view name) const {
+  return has(name) ? text(name) : std::string();
+}
 const std::vector<std::string>& Settings::texts(std::string_view name) const {
   return get<std::vector<std::string>>(name);
 }

@@ -30,6 +30,7 @@ class Settings {
   int64_t integer(std::string_view name) const;
   double number(std::string_view name) const;
   const std::string& text(std::string_view name) const;
+  std::string text_or_empty(std::string_view name) const;  // empty when not set
   const std::vector<std::string>& texts(std::string_view name) const;
   const std::vector<int64_t>& integers(std::string_view name) const;
 

@@ -6,7 +6,12 @@
 
 namespace longspur::app::cli {
 
+Verb chat_verb();
 Verb completion_verb();
+Verb generate_verb();
+Verb logits_verb();
+Verb perplexity_verb();
 Verb reference_verb();
+Verb tokenize_verb();
 
 }  // namespace longspur::app::cli

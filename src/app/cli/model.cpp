@@ -1,0 +1,79 @@
+#include "app/cli/model.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <cctype>
+#include <filesystem>
+
+#include "app/cli/interrupt.h"
+#include "app/cli/progress.h"
+#include "base/error.h"
+#include "engine/model_bundle.h"
+
+namespace longspur::app::cli {
+
+namespace {
+
+// "cpu", "cuda", "cuda:12"
+bool is_device(const std::string& text) {
+  if (text == "cpu" || text == "cuda") return true;
+  constexpr std::string_view kPrefix = "cuda:";
+  if (!text.starts_with(kPrefix)) return false;
+  const std::string index = text.substr(kPrefix.size());
+  return !index.empty() && index.size() <= 3 &&
+         std::all_of(index.begin(), index.end(), [](unsigned char c) { return std::isdigit(c); });
+}
+
+}  // namespace
+
+engine::EngineOptions engine_options(const Settings& settings, int64_t sequences) {
+  engine::EngineOptions options;
+  options.model = settings.required("model");
+  options.device = settings.text("device");
+  if (!is_device(options.device)) {
+    throw UsageError(
+        concat("--device: found '", options.device, "', expected cpu, cuda or cuda:INDEX"));
+  }
+  options.threads = int(settings.integer("threads"));
+  options.compute =
+      settings.text("compute") == "fp32" ? engine::Compute::kFp32 : engine::Compute::kDefault;
+  options.kv_type =
+      settings.text("kv-type") == "nvfp4" ? engine::KvStorage::kNVFP4 : engine::KvStorage::kBF16;
+  options.attention = settings.text("attention");
+  options.max_context = settings.integer("max-context");
+  const int64_t wanted = settings.integer("max-sequences");
+  options.max_sequences = wanted > 0 ? wanted : sequences;
+  options.prefill_chunk = settings.integer("prefill-chunk");
+  options.kv_bytes = settings.integer("kv-bytes");
+  return options;
+}
+
+std::unique_ptr<engine::Engine> load_engine(const engine::EngineOptions& options) {
+  spdlog::info("loading {} on {}", options.model, options.device);
+  Progress progress("load");
+  auto engine = engine::Engine::load(options, [&](int64_t done, int64_t total) {
+    check_interrupt();
+    progress.update(double(done), double(total), concat(done >> 20, " of ", total >> 20, " MiB"));
+  });
+  progress.clear();
+  const engine::EngineStats stats = engine->stats();
+  spdlog::info("loaded in {:.2f} s: weights {} MiB, cache {} MiB, context {} tokens", stats.load_s,
+               stats.memory.weights_bytes >> 20, stats.memory.kv_bytes >> 20,
+               engine->max_context());
+  return engine;
+}
+
+ModelLimits model_limits(const engine::EngineOptions& options) {
+  const io::ModelConfig config = engine::open_model(options.model, false).config;
+  return {config.vocab, options.max_context > 0 ? options.max_context : config.max_position};
+}
+
+std::unique_ptr<io::Tokenizer> open_tokenizer(const std::string& model) {
+  if (std::filesystem::path(model).extension() == ".json") return io::Tokenizer::from_hf(model);
+  const engine::ModelFiles files = engine::resolve_model(model);
+  if (files.kind == engine::ModelFiles::Kind::kHfFolder) return io::Tokenizer::from_hf(files.path);
+  return io::Tokenizer::from_gguf(*io::GgufFile::open(files.path));
+}
+
+}  // namespace longspur::app::cli

@@ -1,0 +1,86 @@
+#include "app/cli/report.h"
+
+#include <fmt/format.h>
+
+#include <fstream>
+#include <limits>
+
+namespace longspur::app::cli {
+
+namespace {
+
+double rate(int64_t tokens, double seconds) { return seconds > 0 ? double(tokens) / seconds : 0; }
+
+double mebibytes(int64_t bytes) { return double(bytes) / (1 << 20); }
+
+Json token_json(int32_t id, double logprob, const io::Tokenizer* tokenizer) {
+  Json item = {{"id", id}};
+  if (tokenizer != nullptr) item["token"] = tokenizer->token_bytes(id);
+  item["logprob"] = logprob;
+  return item;
+}
+
+}  // namespace
+
+int64_t peak_rss_bytes() {
+  std::ifstream file("/proc/self/status");
+  std::string key;
+  while (file >> key) {
+    int64_t kilobytes = 0;
+    if (key == "VmHWM:" && file >> kilobytes) return kilobytes * 1024;
+    file.ignore(std::numeric_limits<std::streamsize>::max(), '\n');
+  }
+  return 0;
+}
+
+Json usage_json(int64_t prompt_tokens, int64_t completion_tokens) {
+  return {{"prompt_tokens", prompt_tokens},
+          {"completion_tokens", completion_tokens},
+          {"total_tokens", prompt_tokens + completion_tokens}};
+}
+
+Json timing_json(const engine::EngineStats& stats) {
+  return {{"load_s", stats.load_s},
+          {"prefill_s", stats.prefill_s},
+          {"decode_s", stats.decode_s},
+          {"prefill_tokens_per_s", rate(stats.prefill_tokens, stats.prefill_s)},
+          {"decode_tokens_per_s", rate(stats.decode_tokens, stats.decode_s)}};
+}
+
+Json memory_json(const engine::EngineStats& stats) {
+  return {{"weights_bytes", stats.memory.weights_bytes},
+          {"kv_bytes", stats.memory.kv_bytes},
+          {"peak_rss_bytes", peak_rss_bytes()}};
+}
+
+Json attention_json(const Settings& settings) {
+  return {{"kind", settings.text("attention")}, {"kv_type", settings.text("kv-type")}};
+}
+
+Json logprobs_json(const std::vector<TokenLogprob>& logprobs,
+                   const SamplingParams& params,
+                   const io::Tokenizer* tokenizer) {
+  if (!params.logprobs) return nullptr;
+  Json items = Json::array();
+  for (const TokenLogprob& logprob : logprobs) {
+    Json item = token_json(logprob.id, logprob.logprob, tokenizer);
+    Json top = Json::array();
+    for (const auto& [id, value] : logprob.top) top.push_back(token_json(id, value, tokenizer));
+    item["top"] = std::move(top);
+    items.push_back(std::move(item));
+  }
+  return items;
+}
+
+std::string statistics(const engine::EngineStats& stats, const TimedAnswer& timed) {
+  return fmt::format(
+      "prompt {} tokens at {:.1f} tokens/s, first token after {:.2f} s (load {:.2f} s)\n"
+      "answer {} tokens at {:.1f} tokens/s, ended by {}\n"
+      "memory weights {:.0f} MiB, cache {:.0f} MiB, peak {:.0f} MiB\n",
+      stats.prefill_tokens, rate(stats.prefill_tokens, stats.prefill_s), timed.first_token_s,
+      stats.load_s, timed.answer.tokens.size(), rate(stats.decode_tokens, stats.decode_s),
+      finish_reason_name(timed.answer.finish), mebibytes(stats.memory.weights_bytes),
+      mebibytes(stats.memory.kv_bytes), mebibytes(peak_rss_bytes()));
+}
+
+}  // namespace longspur::app::cli

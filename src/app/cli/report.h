@@ -1,0 +1,33 @@
+// What a run reports: the parts of --json objects and the statistics on stderr.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "app/cli/answer.h"
+#include "app/cli/settings.h"
+#include "engine/engine.h"
+#include "io/tokenizer/tokenizer.h"
+
+namespace longspur::app::cli {
+
+using Json = nlohmann::ordered_json;
+
+// Most memory this process ever had resident. Not getrusage(): that starts at the parent's.
+int64_t peak_rss_bytes();
+
+Json usage_json(int64_t prompt_tokens, int64_t completion_tokens);
+Json timing_json(const engine::EngineStats& stats);
+Json memory_json(const engine::EngineStats& stats);
+Json attention_json(const Settings& settings);
+// null when none were asked for
+Json logprobs_json(const std::vector<TokenLogprob>& logprobs,
+                   const SamplingParams& params,
+                   const io::Tokenizer* tokenizer);
+
+// Lines of figures for a person.
+std::string statistics(const engine::EngineStats& stats, const TimedAnswer& timed);
+
+}  // namespace longspur::app::cli
