@@ -34,9 +34,10 @@ struct TokenMap {
 // Rotates q and k (half-split pairs), after per-head RMSNorm when given, and stores k and v.
 struct RopeAppendArgs {
   void* qkv;         // [T, (H + 2 G) D] of the cache's type
-  const float* cos;  // [position, rotary_dim / 2]
+  const float* cos;  // [row, rotary_dim / 2]; a token's row is its position
   const float* sin;
-  const float* q_norm;  // [D] or null
+  const int32_t* table_start;  // [B] added to the row, or null: one table for all sequences
+  const float* q_norm;         // [D] or null
   const float* k_norm;
   float norm_eps;
   int64_t heads;  // H

@@ -22,6 +22,7 @@ struct Case {
   std::vector<int64_t> rows;     // new tokens of each sequence
   int64_t window = 0;
   bool norms = false;
+  bool own_tables = false;  // each sequence has rotary tables of its own
 };
 
 // Appends every sequence from its first token in one launch, then checks decode of its last rows.
@@ -43,15 +44,18 @@ class Harness {
     pool_.assign(size_t(pages * 2 * kPageTokens * c.dim), T(NAN));
     ld_ = (c.heads + 2 * c.kv_heads) * c.dim;
     qkv_ = cast<T>(random_floats(sequence_.size() * size_t(ld_), 1));
-    cos_ = random_floats(size_t(longest_ * c.rotary / 2), 2);
-    sin_ = random_floats(size_t(longest_ * c.rotary / 2), 3);
+    for (int64_t b = 0; b < b_; ++b)
+      table_start_.push_back(c.own_tables ? int32_t((b_ - 1 - b) * longest_) : 0);
+    cos_ = random_floats(size_t(b_ * longest_ * c.rotary / 2), 2);
+    sin_ = random_floats(size_t(b_ * longest_ * c.rotary / 2), 3);
     q_norm_ = random_floats(size_t(c.dim), 4);
     k_norm_ = random_floats(size_t(c.dim), 5);
   }
 
   void run(double tolerance) {
     const DeviceArray<T> pool(pool_), qkv(qkv_);
-    const DeviceArray<int32_t> table(table_), sequence(sequence_), position(position_);
+    const DeviceArray<int32_t> table(table_), sequence(sequence_), position(position_),
+        starts(table_start_);
     const DeviceArray<float> cos(cos_), sin(sin_), q_norm(q_norm_), k_norm(k_norm_);
     const PagedCache cache{pool.get(),  table.get(), max_blocks_,
                            c_.kv_heads, c_.dim,      sizeof(T) == 4 ? Type::kF32 : Type::kBF16};
@@ -59,6 +63,7 @@ class Harness {
     const RopeAppendArgs append{qkv.get(),
                                 cos.get(),
                                 sin.get(),
+                                c_.own_tables ? starts.get() : nullptr,
                                 c_.norms ? q_norm.get() : nullptr,
                                 c_.norms ? k_norm.get() : nullptr,
                                 1e-6f,
@@ -87,9 +92,9 @@ class Harness {
       for (int64_t i = 0; i < c_.dim; ++i) x[size_t(i)] *= scale * norm[size_t(i)];
     }
     const int64_t half = c_.rotary / 2;
+    const int64_t angle = position_[size_t(t)] + table_start_[size_t(sequence_[size_t(t)])];
     for (int64_t i = 0; i < half; ++i) {
-      const double cs = cos_[size_t(position_[size_t(t)] * half + i)];
-      const double sn = sin_[size_t(position_[size_t(t)] * half + i)];
+      const double cs = cos_[size_t(angle * half + i)], sn = sin_[size_t(angle * half + i)];
       const double a = x[size_t(i)], b = x[size_t(i + half)];
       x[size_t(i)] = a * cs - b * sn;
       x[size_t(i + half)] = b * cs + a * sn;
@@ -199,7 +204,7 @@ class Harness {
 
   Case c_;
   int64_t b_, longest_ = 0, max_blocks_ = 0, ld_ = 0;
-  std::vector<int32_t> sequence_, position_, table_;
+  std::vector<int32_t> sequence_, position_, table_, table_start_;
   std::vector<T> pool_, qkv_;
   std::vector<float> cos_, sin_, q_norm_, k_norm_;
 };
@@ -215,6 +220,9 @@ TEST(PagedCuda, MatchesDouble) {
       {4, 2, 64, 64, {200, 40}, {3, 1}, 37},
       {4, 2, 64, 64, {140}, {2}, 1},
       {4, 2, 32, 32, {90, 64}, {2, 1}, 0, true},
+      {4, 2, 32, 32, {90, 64, 7}, {2, 1, 1}, 0, false, true},
+      {15, 3, 128, 128, {700, 3, 129, 64}, {1, 1, 1, 1}},
+      {8, 1, 64, 64, {390}, {1}, 200},
   };
   for (const Case& c : cases) {
     Harness<float>(c).run(2e-6);

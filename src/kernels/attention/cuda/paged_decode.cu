@@ -1,16 +1,16 @@
 // Decode attention over pages. Floor: the bytes of K and V of the visible keys, once for each KV
 // head.
 //
-// A block takes one token, one KV head (up to kHeads of its query heads) and kSplitTokens keys.
-// Lanes of a group of kLanes hold 8 elements of D each, so a group reads one key row with 16-byte
-// loads; every group keeps its own running softmax (m, l, o) of each head, and the groups of the
-// block, then the splits of the token, are merged by log-sum-exp.
+// A block takes one token, one KV head (up to kHeads of its query heads) and kSplitTokens keys, and
+// looks their pages up first. Lanes of a group of kLanes hold 8 elements of D each, so a group
+// reads one key row with 16-byte loads, and loads kTurns rows before it uses the first. Every group
+// keeps its own running softmax (m, l, o) of each head; the groups of a warp, the warps of the
+// block, then the splits of the token are merged by log-sum-exp.
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include <cmath>
 
-#include "kernels/attention/cuda/page_address.cuh"
 #include "kernels/attention/cuda/paged_cuda.h"
 #include "kernels/common/cuda/launch.cuh"
 #include "kernels/common/cuda/status.cuh"
@@ -19,33 +19,67 @@ namespace longspur::kernels::attention::cuda {
 
 namespace {
 
-constexpr int kThreads = 128;
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarp;
 constexpr int kElements = 8;  // of D, a lane
 constexpr int kHeads = 4;     // query heads a block
+constexpr int kPages = kSplitTokens / kPageTokens;
 
+// A lane's elements of a row, as loaded.
 template <class T>
-__device__ void load8(const T* from, float (&to)[kElements]) {
-  constexpr int kLoads = kElements / Vec<T>::kSize;
+struct Raw {
+  static constexpr int kLoads = kElements / Vec<T>::kSize;
+  Vec<T> parts[kLoads];
+  __device__ void load(const T* from) {
 #pragma unroll
-  for (int l = 0; l < kLoads; ++l) {
-    const Vec<T> vec = reinterpret_cast<const Vec<T>*>(from)[l];
-#pragma unroll
-    for (int i = 0; i < Vec<T>::kSize; ++i) to[l * Vec<T>::kSize + i] = to_float(vec.data[i]);
+    for (int i = 0; i < kLoads; ++i) parts[i] = reinterpret_cast<const Vec<T>*>(from)[i];
   }
-}
+  __device__ void clear() {
+#pragma unroll
+    for (int i = 0; i < kElements; ++i)
+      parts[i / Vec<T>::kSize].data[i % Vec<T>::kSize] = from_float<T>(0.0f);
+  }
+  __device__ float operator[](int i) const {
+    return to_float(parts[i / Vec<T>::kSize].data[i % Vec<T>::kSize]);
+  }
+};
 
 struct SoftmaxState {
   float m = -INFINITY, l = 0.0f;
   float o[kElements] = {};
 };
 
-__device__ void update(SoftmaxState& state, float score, const float (&value)[kElements]) {
+template <class T>
+__device__ void update(SoftmaxState& state, float score, const Raw<T>& value) {
   const float m = fmaxf(state.m, score);
   const float keep = __expf(state.m - m), p = __expf(score - m);
   state.l = state.l * keep + p;
 #pragma unroll
   for (int i = 0; i < kElements; ++i) state.o[i] = state.o[i] * keep + p * value[i];
   state.m = m;
+}
+
+// What the sum of a state is multiplied by when its maximum becomes m; a state that saw nothing has
+// none.
+__device__ float rescale(float own_m, float own_l, float m) {
+  return own_l > 0.0f ? __expf(own_m - m) : 0.0f;
+}
+
+// Merges the states of the warp's groups; every group gets the result.
+template <int kLanes>
+__device__ void merge_groups(SoftmaxState& state) {
+#pragma unroll
+  for (int offset = kLanes; offset < kWarp; offset *= 2) {
+    const float other_m = __shfl_xor_sync(~0u, state.m, offset);
+    const float other_l = __shfl_xor_sync(~0u, state.l, offset);
+    const float m = fmaxf(state.m, other_m);
+    const float own = rescale(state.m, state.l, m), other = rescale(other_m, other_l, m);
+    state.m = m;
+    state.l = state.l * own + other_l * other;
+#pragma unroll
+    for (int i = 0; i < kElements; ++i)
+      state.o[i] = state.o[i] * own + __shfl_xor_sync(~0u, state.o[i], offset) * other;
+  }
 }
 
 template <int kLanes>
@@ -55,84 +89,142 @@ __device__ float group_sum(float x) {
   return x;
 }
 
+// The keys that a block works on.
+struct Work {
+  int64_t t, kv_head, head0, split, first, end;
+  int heads;
+};
+
+__device__ Work find_work(const DecodeArgs& args, const TokenMap& map, const PagedCache& cache) {
+  Work work;
+  const int64_t heads_a_group = args.heads / cache.kv_heads;
+  const int64_t chunks = (heads_a_group + kHeads - 1) / kHeads;
+  const int64_t chunk = blockIdx.y % chunks;
+  work.t = blockIdx.x;
+  work.kv_head = blockIdx.y / chunks;
+  work.head0 = work.kv_head * heads_a_group + chunk * kHeads;
+  work.heads = int(min(int64_t(kHeads), heads_a_group - chunk * kHeads));
+  work.split = blockIdx.z;
+  const int64_t visible = map.position[work.t] + 1;
+  work.first = max(work.split * kSplitTokens, args.window > 0 ? visible - args.window : int64_t(0));
+  work.end = min((work.split + 1) * kSplitTokens, visible);
+  return work;
+}
+
+__device__ float* partial_of(const DecodeArgs& args, const Work& work, int64_t head, int64_t d) {
+  return args.partial + ((work.t * args.heads + head) * gridDim.z + work.split) * (d + 2);
+}
+
+// Runs the block's keys through each group's states.
+template <class T, int kLanes>
+__device__ void attend(const DecodeArgs& args,
+                       const TokenMap& map,
+                       const PagedCache& cache,
+                       const Work& work,
+                       SoftmaxState (&state)[kHeads]) {
+  constexpr int kGroups = kThreads / kLanes, kTurns = sizeof(T) == 2 ? 4 : 2;
+  const int64_t d = cache.head_dim;
+  const int group = int(threadIdx.x) / kLanes, lane = int(threadIdx.x) % kLanes;
+  const bool active = lane * kElements < d;
+  const T* pages[kPages];
+  const int32_t* table =
+      cache.block_table + (map.sequence[work.t] * cache.kv_heads + work.kv_head) * cache.max_blocks;
+#pragma unroll
+  for (int i = 0; i < kPages; ++i) {
+    const int64_t block = work.split * kPages + i;
+    const int64_t page = block * kPageTokens < work.end ? table[block] : 0;
+    pages[i] = static_cast<const T*>(cache.pool) + page * 2 * kPageTokens * d + lane * kElements;
+  }
+  Raw<T> q[kHeads];
+#pragma unroll
+  for (int h = 0; h < kHeads; ++h) {
+    q[h].clear();
+    if (active && h < work.heads)
+      q[h].load(static_cast<const T*>(args.q) + work.t * args.ldq + (work.head0 + h) * d +
+                lane * kElements);
+  }
+  // All lanes of a warp make the same number of turns: the sums are shuffles over the whole warp.
+  for (int64_t begin = work.first; begin < work.end; begin += kGroups * kTurns) {
+    Raw<T> key[kTurns], value[kTurns];
+#pragma unroll
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const int64_t s = begin + turn * kGroups + group;
+      key[turn].clear();
+      value[turn].clear();
+      if (active && s < work.end) {
+        const T* page = pages[0];
+#pragma unroll
+        for (int i = 1; i < kPages; ++i)
+          if (s / kPageTokens % kPages == i) page = pages[i];
+        const T* row = page + s % kPageTokens * d;
+        key[turn].load(row);
+        value[turn].load(row + kPageTokens * d);
+      }
+    }
+#pragma unroll
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const bool present = begin + turn * kGroups + group < work.end;
+#pragma unroll
+      for (int h = 0; h < kHeads; ++h) {
+        float score = 0.0f;
+#pragma unroll
+        for (int i = 0; i < kElements; ++i) score = fmaf(q[h][i], key[turn][i], score);
+        score = group_sum<kLanes>(score) * args.scale;
+        if (present) update(state[h], score, value[turn]);
+      }
+    }
+  }
+}
+
 template <class T, int kLanes>
 __global__ void __launch_bounds__(kThreads)
     decode_kernel(DecodeArgs args, TokenMap map, PagedCache cache) {
-  constexpr int kGroups = kThreads / kLanes;
-  const int64_t d = cache.head_dim, heads_a_group = args.heads / cache.kv_heads;
-  const int64_t chunks = (heads_a_group + kHeads - 1) / kHeads;
-  const int64_t t = blockIdx.x, kv_head = blockIdx.y / chunks, chunk = blockIdx.y % chunks;
-  const int64_t split = blockIdx.z, splits = gridDim.z;
-  const int64_t head0 = kv_head * heads_a_group + chunk * kHeads;
-  const int heads = int(min(int64_t(kHeads), heads_a_group - chunk * kHeads));
-  const int group = int(threadIdx.x) / kLanes, lane = int(threadIdx.x) % kLanes;
-  const bool active = lane * kElements < d;
-
-  const int64_t visible = map.position[t] + 1;
-  const int64_t first =
-      max(split * kSplitTokens, args.window > 0 ? visible - args.window : int64_t(0));
-  const int64_t end = min((split + 1) * kSplitTokens, visible);
-
-  float q[kHeads][kElements];
-#pragma unroll
-  for (int h = 0; h < kHeads; ++h) {
-#pragma unroll
-    for (int i = 0; i < kElements; ++i) q[h][i] = 0.0f;
-    if (active && h < heads) {
-      load8(static_cast<const T*>(args.q) + t * args.ldq + (head0 + h) * d + lane * kElements,
-            q[h]);
+  let_next_start();
+  wait_for_previous();
+  const Work work = find_work(args, map, cache);
+  const int64_t d = cache.head_dim;
+  if (work.first >= work.end) {  // beyond the token's keys
+    for (int h = int(threadIdx.x); h < work.heads; h += kThreads) {
+      float* partial = partial_of(args, work, work.head0 + h, d);
+      partial[d] = -INFINITY;
+      partial[d + 1] = 0.0f;
     }
+    return;
   }
   SoftmaxState state[kHeads];
-  // All lanes of a warp make the same number of turns: the sums are shuffles over the whole warp.
-  const int64_t turns = first < end ? (end - first + kGroups - 1) / kGroups : 0;
-  for (int64_t turn = 0; turn < turns; ++turn) {
-    const int64_t s = first + turn * kGroups + group;
-    float key[kElements] = {}, value[kElements] = {};
-    if (active && s < end) {
-      const T* row = key_address<T>(cache, map.sequence[t], kv_head, s) + lane * kElements;
-      load8(row, key);
-      load8(row + kPageTokens * d, value);
-    }
-#pragma unroll
-    for (int h = 0; h < kHeads; ++h) {
-      float score = 0.0f;
-#pragma unroll
-      for (int i = 0; i < kElements; ++i) score = fmaf(q[h][i], key[i], score);
-      score = group_sum<kLanes>(score) * args.scale;
-      if (s < end) update(state[h], score, value);
-    }
-  }
+  attend<T, kLanes>(args, map, cache, work, state);
 
-  // Merge the block's groups, head by head.
-  __shared__ float shared_o[kGroups][kLanes * kElements];
-  __shared__ float shared_m[kGroups], shared_l[kGroups];
+  constexpr int kWidth = kLanes * kElements;
+  __shared__ float shared_o[kWarps][kHeads][kWidth];
+  __shared__ float shared_m[kHeads][kWarps], shared_l[kHeads][kWarps];
+  const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
 #pragma unroll
   for (int h = 0; h < kHeads; ++h) {
-    if (h >= heads) break;  // uniform over the block
-    __syncthreads();
+    merge_groups<kLanes>(state[h]);
+    if (lane < kLanes) {
 #pragma unroll
-    for (int i = 0; i < kElements; ++i) shared_o[group][lane * kElements + i] = state[h].o[i];
+      for (int i = 0; i < kElements; ++i) shared_o[warp][h][lane * kElements + i] = state[h].o[i];
+    }
     if (lane == 0) {
-      shared_m[group] = state[h].m;
-      shared_l[group] = state[h].l;
+      shared_m[h][warp] = state[h].m;
+      shared_l[h][warp] = state[h].l;
     }
-    __syncthreads();
-    float m = -INFINITY;
-    for (int g = 0; g < kGroups; ++g) m = fmaxf(m, shared_m[g]);
-    float* partial = args.partial + ((t * args.heads + head0 + h) * splits + split) * (d + 2);
-    for (int64_t i = threadIdx.x; i < d; i += kThreads) {
-      float o = 0.0f;
-      for (int g = 0; g < kGroups; ++g) {
-        if (shared_l[g] > 0.0f) o += shared_o[g][i] * __expf(shared_m[g] - m);
-      }
-      partial[i] = o;
+  }
+  __syncthreads();
+  for (int at = int(threadIdx.x); at < work.heads * kWidth; at += kThreads) {
+    const int h = at / kWidth, i = at % kWidth;
+    float m = -INFINITY, l = 0.0f, o = 0.0f;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) m = fmaxf(m, shared_m[h][w]);
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      const float scale = rescale(shared_m[h][w], shared_l[h][w], m);
+      l += shared_l[h][w] * scale;
+      o += shared_o[w][h][i] * scale;
     }
-    if (threadIdx.x == 0) {
-      float l = 0.0f;
-      for (int g = 0; g < kGroups; ++g) {
-        if (shared_l[g] > 0.0f) l += shared_l[g] * __expf(shared_m[g] - m);
-      }
+    float* partial = partial_of(args, work, work.head0 + h, d);
+    if (i < d) partial[i] = o;
+    if (i == 0) {
       partial[d] = m;
       partial[d + 1] = l;
     }
@@ -141,22 +233,23 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T>
 __global__ void merge_kernel(DecodeArgs args, int64_t splits, int64_t d) {
+  let_next_start();
+  wait_for_previous();
   const int64_t t = blockIdx.x, head = blockIdx.y;
   const float* partial = args.partial + (t * args.heads + head) * splits * (d + 2);
   float m = -INFINITY;
   for (int64_t s = 0; s < splits; ++s) m = fmaxf(m, partial[s * (d + 2) + d]);
-  float l = 0.0f;
-  for (int64_t s = 0; s < splits; ++s) {
-    const float split_l = partial[s * (d + 2) + d + 1];
-    if (split_l > 0.0f) l += split_l * __expf(partial[s * (d + 2) + d] - m);
-  }
   T* out = static_cast<T*>(args.out) + (t * args.heads + head) * d;
   for (int64_t i = threadIdx.x; i < d; i += blockDim.x) {
-    float o = 0.0f;
+    float o = 0.0f, l = 0.0f;
+#pragma unroll 4
     for (int64_t s = 0; s < splits; ++s) {
-      if (partial[s * (d + 2) + d + 1] > 0.0f) {
-        o += partial[s * (d + 2) + i] * __expf(partial[s * (d + 2) + d] - m);
-      }
+      const float* split = partial + s * (d + 2);
+      const float split_l = split[d + 1];
+      if (split_l <= 0.0f) continue;  // its o was not written
+      const float scale = __expf(split[d] - m);
+      l += split_l * scale;
+      o += split[i] * scale;
     }
     out[i] = from_float<T>(l > 0.0f ? o / l : 0.0f);
   }
@@ -174,13 +267,13 @@ void launch(const DecodeArgs& args,
   const dim3 grid(static_cast<unsigned>(map.t), static_cast<unsigned>(cache.kv_heads * chunks),
                   static_cast<unsigned>(splits));
   if (cache.head_dim <= 64)
-    decode_kernel<T, 8><<<grid, kThreads, 0, stream>>>(args, map, cache);
+    launch_overlapped(decode_kernel<T, 8>, grid, dim3(kThreads), stream, args, map, cache);
   else if (cache.head_dim <= 128)
-    decode_kernel<T, 16><<<grid, kThreads, 0, stream>>>(args, map, cache);
+    launch_overlapped(decode_kernel<T, 16>, grid, dim3(kThreads), stream, args, map, cache);
   else
-    decode_kernel<T, 32><<<grid, kThreads, 0, stream>>>(args, map, cache);
+    launch_overlapped(decode_kernel<T, 32>, grid, dim3(kThreads), stream, args, map, cache);
   const dim3 merge_grid(static_cast<unsigned>(map.t), static_cast<unsigned>(args.heads));
-  merge_kernel<T><<<merge_grid, 64, 0, stream>>>(args, splits, cache.head_dim);
+  launch_overlapped(merge_kernel<T>, merge_grid, dim3(128), stream, args, splits, cache.head_dim);
 }
 
 }  // namespace

@@ -17,6 +17,8 @@ constexpr int kThreads = 128;
 // One warp a head row of one token. Lane l holds elements l, l + 32, ... of the row (D <= 256).
 template <class T>
 __global__ void rope_append_kernel(RopeAppendArgs args, TokenMap map, PagedCache cache) {
+  let_next_start();
+  wait_for_previous();
   constexpr int kSlots = 8;
   const int64_t d = cache.head_dim, kv_heads = cache.kv_heads;
   const int64_t rows = args.heads + 2 * kv_heads;
@@ -50,6 +52,8 @@ __global__ void rope_append_kernel(RopeAppendArgs args, TokenMap map, PagedCache
   }
   __syncwarp();
   const int64_t half = args.rotary_dim / 2;
+  const int64_t angle =
+      position + (args.table_start != nullptr ? args.table_start[map.sequence[t]] : 0);
   T* target = data;
   if (!is_q) {
     const int64_t head = is_v ? row - args.heads - kv_heads : row - args.heads;
@@ -62,7 +66,7 @@ __global__ void rope_append_kernel(RopeAppendArgs args, TokenMap map, PagedCache
     float value = own[at];
     if (!is_v && at < args.rotary_dim) {
       const int64_t pair = at < half ? at : at - half;
-      const float c = args.cos[position * half + pair], s = args.sin[position * half + pair];
+      const float c = args.cos[angle * half + pair], s = args.sin[angle * half + pair];
       value = at < half ? value * c - own[at + half] * s : value * c + own[at - half] * s;
     }
     target[at] = from_float<T>(value);
@@ -93,9 +97,9 @@ CudaStatus rope_append(const RopeAppendArgs& args,
                   static_cast<unsigned>((rows + rows_a_block - 1) / rows_a_block));
   const auto s = static_cast<cudaStream_t>(stream);
   if (cache.type == Type::kBF16)
-    rope_append_kernel<__nv_bfloat16><<<grid, kThreads, 0, s>>>(args, map, cache);
+    launch_overlapped(rope_append_kernel<__nv_bfloat16>, grid, dim3(kThreads), s, args, map, cache);
   else
-    rope_append_kernel<float><<<grid, kThreads, 0, s>>>(args, map, cache);
+    launch_overlapped(rope_append_kernel<float>, grid, dim3(kThreads), s, args, map, cache);
   return launch_status();
 }
 

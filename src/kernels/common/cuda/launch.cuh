@@ -1,4 +1,5 @@
-// Device-side helpers that every CUDA family shares: 16-byte vectors, warp and block reductions.
+// What every CUDA family shares: 16-byte vectors, warp and block reductions, and launches that
+// overlap with the end of the kernel before.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -57,6 +58,32 @@ __device__ inline float block_sum(float x, float* scratch) {
   }
   __syncthreads();
   return scratch[kWarp];
+}
+
+// Overlapped launches. A kernel started by launch_overlapped() may begin while its predecessor in
+// the stream still runs: it may load what no kernel of the stream writes (weights), and must call
+// wait_for_previous() in every thread before it touches anything else, for writing too. The call
+// returns when the predecessor is complete, and with it all before. let_next_start() lets the
+// successor be launched once every block of this kernel has called it or ended.
+__device__ inline void wait_for_previous() { cudaGridDependencySynchronize(); }
+__device__ inline void let_next_start() { cudaTriggerProgrammaticLaunchCompletion(); }
+
+template <class... Parameters, class... Arguments>
+void launch_overlapped(void (*kernel)(Parameters...),
+                       dim3 grid,
+                       dim3 block,
+                       cudaStream_t stream,
+                       const Arguments&... arguments) {
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.stream = stream;
+  config.attrs = &overlap;
+  config.numAttrs = 1;
+  cudaLaunchKernelEx(&config, kernel, arguments...);  // errors: launch_status()
 }
 
 }  // namespace longspur::kernels

@@ -1,10 +1,7 @@
 // Memory-bound kernels: one block a row, fp32 arithmetic. Bytes moved are the floor: each input
-// read once, each output written once (add_rms_norm keeps its row in registers between the two
-// passes).
+// read once, each output written once.
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
-
-#include <cfloat>
 
 #include "kernels/common/cuda/launch.cuh"
 #include "kernels/common/cuda/status.cuh"
@@ -24,27 +21,48 @@ __global__ void embed_kernel(EmbedArgs args) {
     args.hidden[t * args.c + i] = to_float(row[i]);
 }
 
-template <class T>
+// A thread holds kItems elements of its block's row in registers, blockDim.x apart.
+template <class T, int kItems>
 __global__ void add_rms_norm_kernel(AddNormArgs args) {
+  let_next_start();
   __shared__ float scratch[kWarp + 1];
-  const int64_t row = int64_t(blockIdx.x) * args.c;
+  const auto column = [](int i) { return int64_t(threadIdx.x) + int64_t(i) * blockDim.x; };
+  float weight[kItems], x[kItems];
+#pragma unroll
+  for (int i = 0; i < kItems; ++i) weight[i] = column(i) < args.c ? args.weight[column(i)] : 0.0f;
+  wait_for_previous();
+  float* hidden = args.hidden + int64_t(blockIdx.x) * args.c;
   const T* delta = static_cast<const T*>(args.delta);
+  if (delta != nullptr) delta += int64_t(blockIdx.x) * args.c;
   float sum = 0.0f;
-  for (int64_t i = threadIdx.x; i < args.c; i += blockDim.x) {
-    float x = args.hidden[row + i];
-    if (delta != nullptr) {
-      x += to_float(delta[row + i]);
-      args.hidden[row + i] = x;
-    }
-    sum += x * x;
+#pragma unroll
+  for (int i = 0; i < kItems; ++i) {
+    x[i] = column(i) < args.c ? hidden[column(i)] : 0.0f;
+    if (delta != nullptr && column(i) < args.c) x[i] += to_float(delta[column(i)]);
+    sum += x[i] * x[i];
+  }
+  if (delta != nullptr) {
+#pragma unroll
+    for (int i = 0; i < kItems; ++i)
+      if (column(i) < args.c) hidden[column(i)] = x[i];
   }
   if (args.y == nullptr) return;
   const float scale = rsqrtf(block_sum(sum, scratch) / float(args.c) + args.eps);
-  T* y = static_cast<T*>(args.y);
-  // The row was just touched by this very block: the second read comes from L1.
-  for (int64_t i = threadIdx.x; i < args.c; i += blockDim.x) {
-    y[row + i] = from_float<T>(args.hidden[row + i] * scale * args.weight[i]);
-  }
+  T* y = static_cast<T*>(args.y) + int64_t(blockIdx.x) * args.c;
+#pragma unroll
+  for (int i = 0; i < kItems; ++i)
+    if (column(i) < args.c) y[column(i)] = from_float<T>(x[i] * scale * weight[i]);
+}
+
+template <class T>
+void launch_add_rms_norm(const AddNormArgs& args, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(args.t));
+  if (args.c <= 4 * kThreads)
+    launch_overlapped(add_rms_norm_kernel<T, 4>, grid, dim3(kThreads), stream, args);
+  else if (args.c <= 4096)
+    launch_overlapped(add_rms_norm_kernel<T, 4>, grid, dim3(1024), stream, args);
+  else
+    launch_overlapped(add_rms_norm_kernel<T, 16>, grid, dim3(1024), stream, args);
 }
 
 template <class T>
@@ -57,41 +75,11 @@ __global__ void swiglu_kernel(SwiGluArgs args) {
   static_cast<T*>(args.y)[t * args.f + i] = from_float<T>(gate / (1.0f + __expf(-gate)) * up);
 }
 
-struct Best {
-  float value;
-  int32_t index;
-};
-
-__device__ Best better(Best a, Best b) {
-  return b.value > a.value || (b.value == a.value && uint32_t(b.index) < uint32_t(a.index)) ? b : a;
-}
-
-__global__ void argmax_kernel(ArgmaxArgs args) {
-  __shared__ Best best_of_warp[kWarp];
-  __shared__ int any_nan;
-  if (threadIdx.x == 0) any_nan = 0;
-  __syncthreads();
-  const float* row = args.logits + int64_t(blockIdx.x) * args.v;
-  Best best{-FLT_MAX, INT32_MAX};
-  bool nan = false;
-  for (int64_t i = threadIdx.x; i < args.v; i += blockDim.x) {
-    nan |= isnan(row[i]);
-    best = better(best, {row[i], int32_t(i)});
-  }
-  if (nan) any_nan = 1;
-#pragma unroll
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    best = better(
-        best, {__shfl_xor_sync(~0u, best.value, offset), __shfl_xor_sync(~0u, best.index, offset)});
-  }
-  if (threadIdx.x % kWarp == 0) best_of_warp[threadIdx.x / kWarp] = best;
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    for (int warp = 1; warp < int(blockDim.x) / kWarp; ++warp)
-      best = better(best, best_of_warp[warp]);
-    // A row of -inf alone has no value above -FLT_MAX; its first entry is the answer.
-    args.index[blockIdx.x] = any_nan ? -1 : (best.index == INT32_MAX ? 0 : best.index);
-  }
+template <class T>
+__global__ void pick_rows_kernel(PickRowsArgs args) {
+  const T* x = static_cast<const T*>(args.x) + int64_t(args.rows[blockIdx.x]) * args.width;
+  T* y = static_cast<T*>(args.y) + int64_t(blockIdx.x) * args.width;
+  for (int64_t i = threadIdx.x; i < args.width; i += blockDim.x) y[i] = x[i];
 }
 
 cudaStream_t stream_of(void* stream) { return static_cast<cudaStream_t>(stream); }
@@ -109,13 +97,11 @@ CudaStatus embed(const EmbedArgs& args, Type type, void* stream) {
 }
 
 CudaStatus add_rms_norm(const AddNormArgs& args, Type type, void* stream) {
-  const dim3 grid(static_cast<unsigned>(args.t));
-  const int threads = args.c >= 4096 ? 1024 : kThreads;
-  if (type == Type::kBF16) {
-    add_rms_norm_kernel<__nv_bfloat16><<<grid, threads, 0, stream_of(stream)>>>(args);
-  } else {
-    add_rms_norm_kernel<float><<<grid, threads, 0, stream_of(stream)>>>(args);
-  }
+  if (args.c > kMaxNormWidth) return "add_rms_norm: rows above 16384";
+  if (type == Type::kBF16)
+    launch_add_rms_norm<__nv_bfloat16>(args, stream_of(stream));
+  else
+    launch_add_rms_norm<float>(args, stream_of(stream));
   return launch_status();
 }
 
@@ -130,8 +116,12 @@ CudaStatus swiglu(const SwiGluArgs& args, Type type, void* stream) {
   return launch_status();
 }
 
-CudaStatus argmax(const ArgmaxArgs& args, void* stream) {
-  argmax_kernel<<<static_cast<unsigned>(args.rows), 1024, 0, stream_of(stream)>>>(args);
+CudaStatus pick_rows(const PickRowsArgs& args, Type type, void* stream) {
+  const dim3 grid(static_cast<unsigned>(args.r));
+  if (type == Type::kBF16)
+    pick_rows_kernel<__nv_bfloat16><<<grid, kThreads, 0, stream_of(stream)>>>(args);
+  else
+    pick_rows_kernel<float><<<grid, kThreads, 0, stream_of(stream)>>>(args);
   return launch_status();
 }
 

@@ -21,7 +21,9 @@ struct EmbedArgs {
 CudaStatus embed(const EmbedArgs& args, Type type, void* stream);
 
 // hidden += delta (delta may be null), then y = hidden / sqrt(mean(hidden^2) + eps) * weight.
-// y may be null: only the addition.
+// y may be null: only the addition. C is at most kMaxNormWidth. The weight must not be written by
+// earlier launches of the stream: it is read before those have ended.
+inline constexpr int64_t kMaxNormWidth = 16384;
 struct AddNormArgs {
   float* hidden;        // [T, C], updated
   const void* delta;    // [T, C] of `type` or null
@@ -40,12 +42,13 @@ struct SwiGluArgs {
 };
 CudaStatus swiglu(const SwiGluArgs& args, Type type, void* stream);
 
-// First maximum of each row; NaN rows give -1.
-struct ArgmaxArgs {
-  const float* logits;  // [R, V]
-  int32_t* index;       // [R]
-  int64_t rows, v;
+// y[r] = x[rows[r]]
+struct PickRowsArgs {
+  const void* x;        // [T, width] of `type`
+  const int32_t* rows;  // [R]
+  void* y;              // [R, width], apart from x
+  int64_t r, width;
 };
-CudaStatus argmax(const ArgmaxArgs& args, void* stream);
+CudaStatus pick_rows(const PickRowsArgs& args, Type type, void* stream);
 
 }  // namespace longspur::kernels::elementwise::cuda

@@ -1,7 +1,5 @@
 #include <gtest/gtest.h>
 
-#include <limits>
-
 #include "kernels/common/cuda/device_test.cuh"
 #include "kernels/elementwise/cuda/elementwise_cuda.h"
 
@@ -44,7 +42,8 @@ void check_add_norm(int64_t t, int64_t c, bool with_delta) {
 
 TEST(ElementwiseCuda, AddRmsNorm) {
   LONGSPUR_REQUIRE_DEVICE();
-  for (const auto& [t, c] : {std::pair<int64_t, int64_t>{1, 5}, {3, 576}, {2, 4096}, {7, 5003}}) {
+  for (const auto& [t, c] :
+       {std::pair<int64_t, int64_t>{1, 5}, {3, 576}, {2, 4096}, {7, 5003}, {2, 16384}}) {
     for (bool with_delta : {false, true}) {
       check_add_norm<float>(t, c, with_delta);
       check_add_norm<bf16>(t, c, with_delta);
@@ -93,19 +92,26 @@ TEST(ElementwiseCuda, EmbedCopiesRows) {
   }
 }
 
-TEST(ElementwiseCuda, ArgmaxTakesTheFirstMaximumAndFlagsNan) {
+TEST(ElementwiseCuda, PickRowsCopiesInOrder) {
   LONGSPUR_REQUIRE_DEVICE();
-  constexpr int64_t kV = 5003;
-  constexpr float kInf = std::numeric_limits<float>::infinity();
-  std::vector<float> logits = random_floats(4 * kV, 5);
-  logits[17] = logits[4000] = 50.0f;
-  for (int64_t i = 0; i < kV; ++i) logits[size_t(kV + i)] = -kInf;
-  logits[2 * kV + 100] = NAN;
-  logits[3 * kV + kV - 1] = 60.0f;
-  const DeviceArray<float> dl(logits);
-  const DeviceArray<int32_t> di(std::vector<int32_t>(4, -7));
-  ASSERT_EQ(argmax({dl.get(), di.get(), 4, kV}, nullptr), nullptr);
-  EXPECT_EQ(di.download(), (std::vector<int32_t>{17, 0, -1, int32_t(kV - 1)}));
+  const auto x = random_floats(9 * 1021, 1);
+  const std::vector<int32_t> rows = {1, 4, 4, 8};
+  const DeviceArray<float> dx(x), dy(std::vector<float>(rows.size() * 1021, NAN));
+  const DeviceArray<int32_t> di(rows);
+  ASSERT_EQ(
+      pick_rows({dx.get(), di.get(), dy.get(), int64_t(rows.size()), 1021}, Type::kF32, nullptr),
+      nullptr);
+  const auto y = dy.download();
+  for (size_t r = 0; r < rows.size(); ++r) {
+    for (size_t i = 0; i < 1021; ++i) EXPECT_EQ(y[r * 1021 + i], x[size_t(rows[r]) * 1021 + i]);
+  }
+}
+
+TEST(ElementwiseCuda, RefusesRowsThatDoNotFit) {
+  AddNormArgs args{};
+  args.t = 1;
+  args.c = kMaxNormWidth + 1;
+  EXPECT_NE(add_rms_norm(args, Type::kF32, nullptr), nullptr);
 }
 
 }  // namespace

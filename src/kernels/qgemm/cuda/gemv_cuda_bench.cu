@@ -89,7 +89,7 @@ int run() {
     });
     for (int64_t t : {1, 2, 4, 8}) {
       const double ms = median_ms([&](int i) {
-        gemv({x, at(i), nullptr, y, t, s.n, s.k, false}, nullptr);
+        gemv({x, at(i), nullptr, y, t, s.n, s.k, GemvResult::kBF16}, nullptr);
       });
       std::printf(
           "{\"n\": %lld, \"k\": %lld, \"t\": %lld, \"us\": %.2f, \"tb_per_s\": %.3f, "
