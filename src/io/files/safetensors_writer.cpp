@@ -7,9 +7,14 @@
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <set>
+#include <utility>
 
 #include "base/error.h"
 #include "base/shape.h"
+#include "io/files/checked.h"
+#include "io/files/printable.h"
 
 namespace longspur::io {
 
@@ -19,28 +24,58 @@ namespace {
   throw Error(concat(path, ": ", what, ": ", std::strerror(errno)));
 }
 
+int64_t bytes_of(const TensorToWrite& tensor) {
+  const std::string where = concat("tensor ", shown(tensor.name));
+  const DTypeInfo& info = dtype_info(tensor.dtype);
+  require(info.block == 1, where, ": ", info.name, " cannot be stored in safetensors");
+  std::optional<int64_t> bytes = info.bytes;
+  for (const int64_t size : tensor.shape) {
+    require(size >= 0, where, ": shape: found ", size, ", expected at least 0");
+    if (bytes) bytes = checked_multiply(*bytes, size);
+  }
+  require(bytes.has_value(), where, ": shape: the product of its dimensions overflows");
+  return *bytes;
+}
+
 std::string header_of(std::span<const TensorToWrite> tensors,
                       const Metadata& metadata,
                       int64_t& bytes) {
-  nlohmann::ordered_json header = nlohmann::ordered_json::object();
-  if (!metadata.empty()) header["__metadata__"] = metadata;
+  std::string text = "{";
+  const auto add = [&](const std::string& name, const nlohmann::ordered_json& value) {
+    if (text.size() > 1) text += ',';
+    text += nlohmann::json(name).dump();
+    text += ':';
+    text += value.dump();
+  };
+  if (!metadata.empty()) add("__metadata__", metadata);
+  std::set<std::string_view> names;
   bytes = 0;
   for (const TensorToWrite& tensor : tensors) {
-    require(!header.contains(tensor.name), "tensor '", tensor.name,
-            "': found twice, expected once");
-    int64_t elements = 1;
-    for (const int64_t size : tensor.shape) elements *= size;
-    const DTypeInfo& info = dtype_info(tensor.dtype);
-    require(info.block == 1, "tensor '", tensor.name, "': ", info.name,
-            " cannot be stored in safetensors");
-    const int64_t end = bytes + dtype_bytes(tensor.dtype, elements);
-    header[tensor.name] = {
-        {"dtype", info.name}, {"shape", tensor.shape}, {"data_offsets", {bytes, end}}};
-    bytes = end;
+    const std::string where = concat("tensor ", shown(tensor.name));
+    require(names.insert(tensor.name).second, where, ": found twice, expected once");
+    require(tensor.name != "__metadata__", where, ": the name is reserved");
+    require(is_utf8(tensor.name), where, ": expected a name in UTF-8");
+    const auto end = checked_add(bytes, bytes_of(tensor));
+    require(end.has_value(), where, ": the size of the file overflows");
+    add(tensor.name, {{"dtype", dtype_info(tensor.dtype).name},
+                      {"shape", tensor.shape},
+                      {"data_offsets", {bytes, *end}}});
+    bytes = *end;
   }
-  std::string text = header.dump();
+  text += "}";
   text.append(size_t(round_up(int64_t(text.size()), 8)) - text.size(), ' ');  // data starts aligned
   return text;
+}
+
+// A new file beside `path`; `name` becomes its name. Never an existing one: that may be in use, or
+// left over from a process of the same id.
+std::FILE* create_beside(const std::string& path, std::string& name) {
+  for (int attempt = 0;; ++attempt) {
+    name = concat(path, ".tmp-", getpid(), "-", attempt);
+    std::FILE* file = std::fopen(name.c_str(), "wbx");
+    if (file != nullptr) return file;
+    if (errno != EEXIST || attempt == 1000) fail(path, "cannot be written");
+  }
 }
 
 }  // namespace
@@ -48,10 +83,9 @@ std::string header_of(std::span<const TensorToWrite> tensors,
 SafetensorsWriter::SafetensorsWriter(const std::string& path,
                                      std::span<const TensorToWrite> tensors,
                                      const Metadata& metadata)
-    : path_(path), temporary_(concat(path, ".tmp-", getpid())) {
+    : path_(path) {
   const std::string header = header_of(tensors, metadata, expected_);
-  file_ = std::fopen(temporary_.c_str(), "wbx");
-  if (file_ == nullptr) fail(path, "cannot be written");
+  file_ = create_beside(path, temporary_);
   const uint64_t length = header.size();
   if (std::fwrite(&length, sizeof(length), 1, file_) != 1 ||
       std::fwrite(header.data(), 1, header.size(), file_) != header.size()) {

@@ -37,6 +37,7 @@ class TempFolder {
   const std::filesystem::path& path() const { return path_; }
   std::string file(const std::string& name) const { return (path_ / name).string(); }
   std::string write(const std::string& name, std::string_view bytes) const {
+    std::filesystem::remove(file(name));  // overwriting makes some file systems wait for the disk
     std::ofstream(file(name), std::ios::binary) << bytes;
     return file(name);
   }
