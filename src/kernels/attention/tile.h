@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "kernels/attention/paged.h"
+#include "kernels/attention/varlen_tile.h"
 
 namespace longspur::kernels::attention {
 
@@ -67,6 +68,7 @@ struct KernelTable {
   void (*attend_bf16)(const Tile& tile, const TileScratch& scratch);
   void (*attend_f32)(const Tile& tile, const TileScratch& scratch);
   void (*append)(const AppendUnit& unit);
+  VarlenTable varlen;
 };
 
 // Null where the build has no such unit.

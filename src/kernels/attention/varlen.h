@@ -19,6 +19,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "base/dtype.h"
 
@@ -64,6 +65,52 @@ struct VarlenBackwardArgs {
   const void* grad_lse = nullptr;  // null: zero
   int64_t grad_lse_stride = 0;
   Rows dq, dk, dv;  // every element is written
+};
+
+// A computation cut into items that do not depend on each other within a phase. The caller hands
+// them to its threads in any order, a phase after the other:
+//
+//   const VarlenForward forward(args);
+//   team.dynamic_for(forward.items(), 1, [&](int64_t item, int64_t) { forward.run(item, scratch);
+//   });
+//
+// Scratch is a thread's own, 64-byte aligned; 16-bit and fp32 operands, D up to kMaxVarlenDim.
+class VarlenForward {
+ public:
+  explicit VarlenForward(const VarlenForwardArgs& args);
+  int64_t items() const { return item_begins_.back(); }
+  int64_t scratch_bytes() const;
+  void run(int64_t item, std::byte* scratch) const;
+
+ private:
+  VarlenForwardArgs args_;
+  int64_t heads_a_tile_, tokens_a_tile_;  // of one KV head's group
+  std::vector<int64_t> item_begins_;      // [B + 1]
+};
+
+// Phases: row sums; dk, dv and slices of dq; the sum of the slices.
+class VarlenBackward {
+ public:
+  static constexpr int kPhases = 3;
+  explicit VarlenBackward(const VarlenBackwardArgs& args);
+  int64_t items(int phase) const;
+  int64_t scratch_bytes() const;
+  int64_t workspace_bytes() const;  // shared by all threads and phases, 64-byte aligned
+  void run(int phase, int64_t item, std::byte* scratch, std::byte* workspace) const;
+
+ private:
+  int64_t queries(int64_t b) const;
+  int64_t keys(int64_t b) const;
+  int64_t slices(int64_t b) const;
+  float* partial_dq(int64_t b, std::byte* workspace) const;
+  void run_delta(int64_t item, float* row, float* delta) const;
+  void run_main(int64_t item, std::byte* scratch, std::byte* workspace) const;
+  void run_reduce(int64_t item, float* row, std::byte* workspace) const;
+
+  VarlenBackwardArgs args_;
+  std::vector<int64_t> row_items_;        // [B + 1]: pieces of query rows, of all heads
+  std::vector<int64_t> main_items_;       // [B + 1]
+  std::vector<int64_t> partial_offsets_;  // [B + 1], floats
 };
 
 // Reference: plain loops in double over any dtype and head size; one thread. The backward works

@@ -1,106 +1,5 @@
-// Body of the attention tile, compiled once an instruction set. The including file defines, inside
-// an anonymous namespace, a struct Simd (see portable.cpp for the smallest) and then includes this.
-//
-// Both products are one micro-kernel, C[M, N] += A[M, K] B[K, N], with A broadcast and B streamed:
-// scores S = Q K^T with K stored transposed, and O += P V. For bf16 pages two neighbours along K
-// share a 32-bit word in A and in B, so one step is a pair-wise dot product.
-//
-// Softmax: base 2 (scale * log2 e is folded into Q), running maximum, fp32. P is rounded to bf16
-// for bf16 pages and the row sum is taken over the rounded values, so that weights sum to one
-// exactly.
-
-template <class Word>
-struct PageType;
-template <>
-struct PageType<uint32_t> {  // two bf16
-  static constexpr int kPack = 2;
-  static constexpr KvType kType = KvType::kBF16;
-};
-template <>
-struct PageType<float> {
-  static constexpr int kPack = 1;
-  static constexpr KvType kType = KvType::kF32;
-};
-
-// kRows x (kVectors * kWidth) of C. a: [rows, lda] words, b: [k, ldb] words.
-template <class Word, int kRows, int kVectors>
-inline void product_tile(const Word* a,
-                         int64_t lda,
-                         const Word* b,
-                         int64_t ldb,
-                         int64_t k,
-                         float* c,
-                         int64_t ldc,
-                         bool accumulate) {
-  typename Simd::F sum[kRows][kVectors];
-  for (int r = 0; r < kRows; ++r) {
-    for (int v = 0; v < kVectors; ++v) {
-      sum[r][v] = accumulate ? Simd::load(c + r * ldc + v * Simd::kWidth) : Simd::zero();
-    }
-  }
-  for (int64_t i = 0; i < k; ++i) {
-    decltype(Simd::load_b(b)) columns[kVectors];
-    for (int v = 0; v < kVectors; ++v) columns[v] = Simd::load_b(b + i * ldb + v * Simd::kWidth);
-    for (int r = 0; r < kRows; ++r) {
-      const auto row = Simd::load_a(a + r * lda + i);
-      for (int v = 0; v < kVectors; ++v) sum[r][v] = Simd::dot(sum[r][v], row, columns[v]);
-    }
-  }
-  for (int r = 0; r < kRows; ++r) {
-    for (int v = 0; v < kVectors; ++v) Simd::store(c + r * ldc + v * Simd::kWidth, sum[r][v]);
-  }
-}
-
-template <class Word, int kVectors>
-inline void product_rows(int64_t rows,
-                         const Word* a,
-                         int64_t lda,
-                         const Word* b,
-                         int64_t ldb,
-                         int64_t k,
-                         float* c,
-                         int64_t ldc,
-                         bool accumulate) {
-  int64_t r = 0;
-  for (; r + Simd::kRows <= rows; r += Simd::kRows) {
-    product_tile<Word, Simd::kRows, kVectors>(a + r * lda, lda, b, ldb, k, c + r * ldc, ldc,
-                                              accumulate);
-  }
-  for (; r + 3 <= rows; r += 3) {
-    product_tile<Word, 3, kVectors>(a + r * lda, lda, b, ldb, k, c + r * ldc, ldc, accumulate);
-  }
-  for (; r < rows; ++r) {
-    product_tile<Word, 1, kVectors>(a + r * lda, lda, b, ldb, k, c + r * ldc, ldc, accumulate);
-  }
-}
-
-// n: a multiple of the vector width.
-template <class Word>
-inline void product(int64_t rows,
-                    const Word* a,
-                    int64_t lda,
-                    const Word* b,
-                    int64_t n,
-                    int64_t k,
-                    float* c,
-                    int64_t ldc,
-                    bool accumulate) {
-  constexpr int64_t kStep = Simd::kVectors * Simd::kWidth;
-  int64_t column = 0;
-  for (; column + kStep <= n; column += kStep) {
-    product_rows<Word, Simd::kVectors>(rows, a, lda, b + column, n, k, c + column, ldc, accumulate);
-  }
-  for (; column < n; column += Simd::kWidth) {
-    product_rows<Word, 1>(rows, a, lda, b + column, n, k, c + column, ldc, accumulate);
-  }
-}
-
-inline uint32_t bf16_bits(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return (bits >> 16) | 0x40u;
-  return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-}
+// Body of the paged attention tile and of the append, compiled once an instruction set, after
+// step-inl.h.
 
 inline void pack_query(const float* q, int64_t d, float scale, uint32_t* out) {
   for (int64_t i = 0; i < d / 2; ++i)
@@ -108,51 +7,6 @@ inline void pack_query(const float* q, int64_t d, float scale, uint32_t* out) {
 }
 inline void pack_query(const float* q, int64_t d, float scale, float* out) {
   for (int64_t i = 0; i < d; ++i) out[i] = q[i] * scale;
-}
-
-// Running softmax of one row.
-struct RowState {
-  float m, l;
-};
-
-// Keys outside the row's view get -inf. Whatever an unused slot of the page held is overwritten
-// here.
-inline void mask_row(float* s, int64_t block, int64_t position, int64_t window) {
-  const int64_t first = block * kPageTokens;
-  const int64_t past = position + 1 - first;  // visible columns end here
-  for (int64_t i = past < 0 ? 0 : past; i < kPageTokens; ++i) s[i] = -INFINITY;
-  if (window > 0) {
-    const int64_t begin = position + 1 - window - first;
-    for (int64_t i = 0; i < begin && i < kPageTokens; ++i) s[i] = -INFINITY;
-  }
-}
-
-// One page's worth of online softmax on one row: P to p, the running state, O rescaled.
-template <class Word>
-inline void softmax_row(const float* s, RowState& state, float* o, int64_t dp, void* p) {
-  constexpr int kW = Simd::kWidth;
-  typename Simd::F best = Simd::load(s);
-  for (int i = kW; i < kPageTokens; i += kW) best = Simd::max(best, Simd::load(s + i));
-  const float page_max = Simd::reduce_max(best);
-  const float m = page_max > state.m ? page_max : state.m;
-  if (m == -INFINITY) {  // nothing visible yet
-    std::memset(p, 0, kPageTokens * sizeof(Word) / PageType<Word>::kPack);
-    return;
-  }
-  if (m > state.m) {
-    const float keep = state.m == -INFINITY ? 0.0f : ::exp2f(state.m - m);
-    const typename Simd::F keep_v = Simd::set1(keep);
-    for (int64_t i = 0; i < dp; i += kW) Simd::store(o + i, Simd::mul(Simd::load(o + i), keep_v));
-    state.l *= keep;
-    state.m = m;
-  }
-  const typename Simd::F m_v = Simd::set1(m);
-  typename Simd::F sum = Simd::zero();
-  for (int i = 0; i < kPageTokens; i += kW) {
-    const typename Simd::F x = Simd::exp2(Simd::sub(Simd::load(s + i), m_v));
-    sum = Simd::add(sum, Simd::store_p(static_cast<Word*>(p), i, x));
-  }
-  state.l += Simd::reduce_add(sum);
 }
 
 template <class Word>
@@ -199,7 +53,7 @@ void attend(const Tile& tile, const TileScratch& scratch) {
       float* s = scratch.s + r * kPageTokens;
       if (causal_edge || window_edge)
         mask_row(s, block, tile.first_position + r / tile.group, tile.window);
-      softmax_row<Word>(s, states[r], scratch.o + r * dp, dp, p + r * p_words);
+      softmax_row<Word, true>(s, 1.0f, states[r], scratch.o + r * dp, dp, p + r * p_words);
     }
     product<Word>(rows, p, p_words, values, dp, p_words, scratch.o, dp, true);
   }

@@ -56,7 +56,7 @@ struct Simd {
   // 2^x for x <= 0, as in avx512-inl.h; the exponent is put together in two steps, so that results
   // down to the smallest subnormals are right and -inf gives 0.
   static F exp2(F x) {
-    x = _mm256_max_ps(x, _mm256_set1_ps(-200.0f));
+    x = _mm256_max_ps(_mm256_set1_ps(-200.0f), x);  // in this order NaN stays
     const F n = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const F f = _mm256_sub_ps(x, n);
     F y = _mm256_set1_ps(1.535336188319500e-4f);
@@ -71,6 +71,23 @@ struct Simd {
   }
   static F power(__m256i e) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(e, _mm256_set1_epi32(127)), 23));
+  }
+
+  static void load_halves(const uint16_t* from, int64_t n, float* to) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+      const auto* at = reinterpret_cast<const __m128i*>(from + i);
+      _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(at)));
+    }
+    for (; i < n; ++i) to[i] = _cvtsh_ss(from[i]);
+  }
+  static void store_halves(const float* from, int64_t n, uint16_t* to) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i),
+                       _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT));
+    }
+    for (; i < n; ++i) to[i] = _cvtss_sh(from[i], _MM_FROUND_TO_NEAREST_INT);
   }
 
   static F store_p(float* p, int i, F x) {
@@ -89,9 +106,20 @@ struct Simd {
   }
 };
 
+#include "kernels/attention/cpu/step-inl.h"
+// clang-format keeps this order: each body needs the one before.
 #include "kernels/attention/cpu/attend-inl.h"
+//
+#include "kernels/attention/cpu/varlen-inl.h"
+//
+#include "kernels/attention/cpu/varlen_backward-inl.h"
 
-constexpr KernelTable kTable = {"avx2", attend<uint32_t>, attend<float>, append};
+constexpr KernelTable kTable = {
+    "avx2",
+    attend<uint32_t>,
+    attend<float>,
+    append,
+    {varlen_forward<float>, varlen_forward<float>, varlen_delta, varlen_backward, varlen_reduce}};
 
 }  // namespace
 

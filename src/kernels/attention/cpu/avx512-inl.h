@@ -53,7 +53,7 @@ struct Simd {
   // 2^x for x <= 0: 2^n 2^f with f in [-1/2, 1/2], minimax polynomial of degree 6 (2e-7 relative);
   // -inf gives 0.
   static F exp2(F x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-200.0f));
+    x = _mm512_max_ps(_mm512_set1_ps(-200.0f), x);  // in this order NaN stays
     const F n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const F f = _mm512_sub_ps(x, n);
     F y = _mm512_set1_ps(1.535336188319500e-4f);
@@ -64,6 +64,24 @@ struct Simd {
     y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(6.931472028550421e-1f));
     y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(1.0f));
     return _mm512_scalef_ps(y, n);
+  }
+
+  static __mmask16 first(int64_t n) {
+    return n < 16 ? __mmask16((1u << n) - 1u) : __mmask16(0xffff);
+  }
+  static void load_halves(const uint16_t* from, int64_t n, float* to) {
+    for (int64_t i = 0; i < n; i += 16) {
+      const __mmask16 lanes = first(n - i);
+      _mm512_mask_storeu_ps(to + i, lanes,
+                            _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, from + i)));
+    }
+  }
+  static void store_halves(const float* from, int64_t n, uint16_t* to) {
+    for (int64_t i = 0; i < n; i += 16) {
+      const __mmask16 lanes = first(n - i);
+      const __m512 x = _mm512_maskz_loadu_ps(lanes, from + i);
+      _mm256_mask_storeu_epi16(to + i, lanes, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+    }
   }
 
   static F store_p(float* p, int i, F x) {

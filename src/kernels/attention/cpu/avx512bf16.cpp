@@ -13,10 +13,21 @@ namespace {
 
 #define LONGSPUR_BF16_DOT 1
 #include "kernels/attention/cpu/avx512-inl.h"
-// clang-format keeps the order: the body needs Simd.
+//
+#include "kernels/attention/cpu/step-inl.h"
+// clang-format keeps this order: each body needs the one before.
 #include "kernels/attention/cpu/attend-inl.h"
+//
+#include "kernels/attention/cpu/varlen-inl.h"
+//
+#include "kernels/attention/cpu/varlen_backward-inl.h"
 
-constexpr KernelTable kTable = {"avx512bf16", attend<uint32_t>, attend<float>, append};
+constexpr KernelTable kTable = {"avx512bf16",
+                                attend<uint32_t>,
+                                attend<float>,
+                                append,
+                                {varlen_forward<uint32_t>, varlen_forward<float>, varlen_delta,
+                                 varlen_backward, varlen_reduce}};
 
 }  // namespace
 

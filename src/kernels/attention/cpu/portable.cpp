@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "base/half.h"
 #include "kernels/attention/tile.h"
 
 namespace longspur::kernels::attention {
@@ -84,6 +85,12 @@ struct Simd {
   static F dot(const F& c, float a, const B<float>& b) {
     return map([&](int i) { return c.x[i] + a * b.words[i]; });
   }
+  static void load_halves(const uint16_t* from, int64_t n, float* to) {
+    for (int64_t i = 0; i < n; ++i) to[i] = fp16_to_float(from[i]);
+  }
+  static void store_halves(const float* from, int64_t n, uint16_t* to) {
+    for (int64_t i = 0; i < n; ++i) to[i] = float_to_fp16(from[i]);
+  }
   // Stores weights at column i of a row of P; returns them as stored.
   static F store_p(float* p, int i, const F& x) {
     store(p + i, x);
@@ -92,7 +99,13 @@ struct Simd {
   static F store_p(uint32_t* p, int i, const F& x);
 };
 
+#include "kernels/attention/cpu/step-inl.h"
+// clang-format keeps this order: each body needs the one before.
 #include "kernels/attention/cpu/attend-inl.h"
+//
+#include "kernels/attention/cpu/varlen-inl.h"
+//
+#include "kernels/attention/cpu/varlen_backward-inl.h"
 
 Simd::F Simd::store_p(uint32_t* p, int i, const F& x) {
   auto* halves = reinterpret_cast<uint16_t*>(p) + i;
@@ -103,7 +116,12 @@ Simd::F Simd::store_p(uint32_t* p, int i, const F& x) {
   });
 }
 
-constexpr KernelTable kTable = {"portable", attend<uint32_t>, attend<float>, append};
+constexpr KernelTable kTable = {
+    "portable",
+    attend<uint32_t>,
+    attend<float>,
+    append,
+    {varlen_forward<float>, varlen_forward<float>, varlen_delta, varlen_backward, varlen_reduce}};
 
 }  // namespace
 
