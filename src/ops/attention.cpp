@@ -43,8 +43,8 @@ AttentionProblem make_problem(const AttentionArgs& args) {
 }  // namespace
 
 const AttentionImplementation& choose_attention(const AttentionProblem& problem) {
-  static constexpr const AttentionImplementation* kOrder[] = {&kAttentionFlash, &kAttentionTorch,
-                                                              &kAttentionCpuReference};
+  static constexpr const AttentionImplementation* kOrder[] = {
+      &kAttentionFlash, &kAttentionCpuTiles, &kAttentionTorch, &kAttentionCpuReference};
   for (const AttentionImplementation* candidate : kOrder) {
     if (candidate->accepts(problem)) return *candidate;
   }

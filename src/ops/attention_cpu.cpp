@@ -1,8 +1,10 @@
 // Attention on the CPU: torch tensors to the pointers and strides of kernels/attention.
+#include "base/aligned_buffer.h"
 #include "base/error.h"
 #include "kernels/attention/varlen.h"
 #include "ops/attention_impl.h"
 #include "ops/attention_shape.h"
+#include "ops/parallel.h"
 
 namespace longspur::ops {
 
@@ -84,6 +86,35 @@ kernel::VarlenBackwardArgs backward_args(const AttentionProblem& problem,
 
 bool on_cpu(const AttentionProblem& problem) { return problem.q.device().is_cpu(); }
 
+// What the vectorised kernels take.
+bool tiles_accept(const AttentionProblem& problem) {
+  return on_cpu(problem) && problem.q.scalar_type() != at::kDouble &&
+         problem.q.size(2) <= kernel::kMaxVarlenDim;
+}
+
+AttentionResult tiles_forward(const AttentionProblem& problem) {
+  const AttentionResult result = attention_outputs(problem.q);
+  const kernel::VarlenForward forward(
+      forward_args(problem, std::get<0>(result), std::get<1>(result)));
+  for_each_item(forward.items(), forward.scratch_bytes(),
+                [&](int64_t item, std::byte* scratch) { forward.run(item, scratch); });
+  return result;
+}
+
+AttentionGradient tiles_backward(const AttentionProblem& problem,
+                                 const AttentionGradients& gradients) {
+  const AttentionGradient result = attention_gradients(problem.q, problem.k, problem.v);
+  const kernel::VarlenBackward backward(backward_args(problem, gradients, result));
+  AlignedBuffer workspace{static_cast<size_t>(backward.workspace_bytes())};
+  for (int phase = 0; phase < kernel::VarlenBackward::kPhases; ++phase) {
+    for_each_item(backward.items(phase), backward.scratch_bytes(),
+                  [&](int64_t item, std::byte* scratch) {
+                    backward.run(phase, item, scratch, workspace.data());
+                  });
+  }
+  return result;
+}
+
 AttentionResult reference_forward(const AttentionProblem& problem) {
   const AttentionResult result = attention_outputs(problem.q);
   kernel::varlen_forward_ref(forward_args(problem, std::get<0>(result), std::get<1>(result)));
@@ -99,6 +130,8 @@ AttentionGradient reference_backward(const AttentionProblem& problem,
 
 }  // namespace
 
+const AttentionImplementation kAttentionCpuTiles = {"cpu_tiles", tiles_accept, tiles_forward,
+                                                    tiles_backward};
 const AttentionImplementation kAttentionCpuReference = {"cpu_reference", on_cpu, reference_forward,
                                                         reference_backward};
 

@@ -36,6 +36,7 @@ struct AttentionImplementation {
   AttentionGradient (*backward)(const AttentionProblem&, const AttentionGradients&);
 };
 
+extern const AttentionImplementation kAttentionCpuTiles;      // kernels/attention, vectorised
 extern const AttentionImplementation kAttentionCpuReference;  // kernels/attention, double
 extern const AttentionImplementation kAttentionFlash;         // torch's FlashAttention on CUDA
 extern const AttentionImplementation kAttentionTorch;         // products of torch, any device
