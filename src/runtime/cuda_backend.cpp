@@ -21,169 +21,219 @@ namespace {
 // From this many query rows a sequence's pages are gathered and go through the dense attention,
 // which reads keys once a tile of queries instead of once a query.
 constexpr int64_t kPrefillRows = 16;
-// Query rows of one paged launch: bounds the scratch of a long windowed prefill.
-constexpr int64_t kPagedRows = 64;
 
 void check(kernels::CudaStatus status, const char* what) {
-  if (status != nullptr) throw Error(concat("cuda: ", what, ": ", status));
+  if (status != nullptr) throw Error(concat("device cuda: ", what, ": ", status));
 }
 
 const float* float_or_null(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr;
 }
 
+std::byte* row_of(const CudaAct& x, int64_t row) {
+  return static_cast<std::byte*>(x.data) + row * x.width * int64_t(c10::elementSize(x.type));
+}
+
+CudaAct rows_of(const CudaAct& x, int64_t first, int64_t count) {
+  return {row_of(x, first), count, x.width, x.type, x.weight};
+}
+
+int64_t rows_in(const ForwardBatch& batch, std::size_t b) {
+  return batch.cu_seqlens[b + 1] - batch.cu_seqlens[b];
+}
+
 }  // namespace
 
-elementwise::Type CudaBackend::elementwise_type() const {
-  return step_.type == at::kFloat ? elementwise::Type::kF32 : elementwise::Type::kBF16;
+elementwise::Type CudaBackend::elementwise_type(at::ScalarType type) const {
+  return type == at::kFloat ? elementwise::Type::kF32 : elementwise::Type::kBF16;
+}
+
+at::Tensor CudaBackend::view(const Act& x) const {
+  return at::from_blob(x.data, {x.rows, x.width}, at::TensorOptions(x.type).device(step_.device));
 }
 
 paged::PagedCache CudaBackend::cache_of(std::size_t layer) const {
+  const io::ModelConfig& config = *step_.config;
+  const int64_t sequences = int64_t(step_.batch->kv_lens.size());
   paged::PagedCache cache;
-  cache.pool = step_.pool.data_ptr();
-  cache.block_table = step_.block_table[int64_t(layer)].const_data_ptr<int32_t>();
-  cache.max_blocks = step_.batch->max_blocks;
-  cache.kv_heads = step_.config->kv_heads;
-  cache.head_dim = step_.config->head_dim;
+  cache.pool = step_.pool;
+  cache.block_table =
+      step_.block_table + int64_t(layer) * sequences * config.kv_heads * step_.max_blocks;
+  cache.max_blocks = step_.max_blocks;
+  cache.kv_heads = config.kv_heads;
+  cache.head_dim = config.head_dim;
   cache.type = step_.type == at::kFloat ? paged::Type::kF32 : paged::Type::kBF16;
   return cache;
 }
 
 CudaBackend::Act CudaBackend::embed(const CudaLinear& embedding) {
-  const int64_t t = step_.tokens.size(0), c = embedding.weight.size(1);
-  const at::Tensor hidden = at::empty({t, c}, embedding.weight.options().dtype(at::kFloat));
-  check(elementwise::embed({step_.tokens.const_data_ptr<int32_t>(),
-                            embedding.weight.const_data_ptr(), hidden.data_ptr<float>(), t, c},
-                           elementwise_type(), step_.stream),
+  const int64_t c = embedding.weight.size(1);
+  const Act hidden{step_.hidden, step_.t, c, at::kFloat, nullptr};
+  check(elementwise::embed(
+            {step_.tokens, embedding.weight.const_data_ptr(), step_.hidden, step_.t, c},
+            elementwise_type(step_.type), step_.stream),
         "embed");
   return hidden;
 }
 
 CudaBackend::Act CudaBackend::rms_norm(const Act& hidden, const at::Tensor& weight) {
-  const at::Tensor y = at::empty(hidden.sizes(), hidden.options().dtype(step_.type));
-  if (hidden.size(0) == 0) return y;
+  const Act y = typed(step_.normed, hidden.rows, hidden.width);
+  if (hidden.rows == 0) return y;
   elementwise::AddNormArgs args;
-  args.hidden = hidden.data_ptr<float>();
-  args.delta = pending_.defined() ? pending_.const_data_ptr() : nullptr;
+  args.hidden = static_cast<float*>(hidden.data);
+  args.delta = pending_ ? step_.delta : nullptr;
   args.weight = weight.const_data_ptr<float>();
-  args.y = y.data_ptr();
+  args.y = y.data;
   args.eps = float(step_.config->rms_eps);
-  args.t = hidden.size(0);
-  args.c = hidden.size(1);
-  check(elementwise::add_rms_norm(args, elementwise_type(), step_.stream), "add_rms_norm");
-  pending_ = at::Tensor();
+  args.t = hidden.rows;
+  args.c = hidden.width;
+  check(elementwise::add_rms_norm(args, elementwise_type(step_.type), step_.stream),
+        "add_rms_norm");
+  pending_ = false;
   return y;
 }
 
 void CudaBackend::settle(const Act& hidden) {
-  if (!pending_.defined() || hidden.size(0) == 0) return;
-  hidden.add_(pending_);
-  pending_ = at::Tensor();
+  if (!pending_ || hidden.rows == 0) return;
+  view(hidden).add_(view(typed(step_.delta, hidden.rows, hidden.width)));
+  pending_ = false;
+}
+
+CudaBackend::Act CudaBackend::linear(const CudaLinear& weight, const Act& x) {
+  Act lazy = x;
+  lazy.weight = &weight;
+  return lazy;
 }
 
 CudaBackend::Act CudaBackend::swiglu(const Act& x) {
-  const at::Tensor y = at::empty({x.size(0), x.size(1) / 2}, x.options());
-  if (x.size(0) == 0) return y;
-  check(elementwise::swiglu({x.const_data_ptr(), y.data_ptr(), y.size(0), y.size(1)},
-                            elementwise_type(), step_.stream),
+  const int64_t f = x.weight->weight.size(0) / 2;
+  const Act y = typed(step_.inner, x.rows, f);
+  if (x.rows == 0) return y;
+  if (is_small(x)) {
+    small_product(*x.weight, x, y, true);
+    return y;
+  }
+  const Act gate_up = typed(step_.wide, x.rows, 2 * f);
+  product(*x.weight, x, gate_up);
+  check(elementwise::swiglu({gate_up.data, y.data, x.rows, f}, elementwise_type(step_.type),
+                            step_.stream),
         "swiglu");
   return y;
 }
 
-CudaBackend::Act CudaBackend::product(const CudaLinear& w, const Act& x, at::ScalarType type) {
-  const int64_t t = x.size(0), n = w.weight.size(0), k = w.weight.size(1);
-  if (step_.type == at::kBFloat16 && gemv::gemv_accepts(std::min(t, gemv::kGemvTokens), k) &&
-      (t <= gemv::kGemvTokens || type == at::kFloat)) {
-    // fp32 results of more rows (logits) come in slices: cuBLAS would round them to bf16.
-    const at::Tensor y = at::empty({t, n}, x.options().dtype(type));
-    for (int64_t row = 0; row < t; row += gemv::kGemvTokens) {
-      const int64_t rows = std::min(gemv::kGemvTokens, t - row);
-      check(gemv::gemv({x.narrow(0, row, rows).const_data_ptr(), w.weight.const_data_ptr(),
-                        float_or_null(w.bias), y.narrow(0, row, rows).data_ptr(), rows, n, k,
-                        type == at::kFloat},
-                       step_.stream),
-            "gemv");
-    }
-    return y;
-  }
-  at::Tensor y = at::mm(x, w.weight.t());
-  if (w.bias.defined()) y = at::add(y, w.bias).to(y.scalar_type());
-  return y.to(type);
+bool CudaBackend::is_small(const Act& x) const {
+  return step_.type == at::kBFloat16 && gemv::gemv_accepts(x.rows, x.width);
 }
 
-CudaBackend::Act CudaBackend::add_linear(const Act& hidden, const CudaLinear& w, const Act& x) {
-  LONGSPUR_ASSERT(!pending_.defined());
-  pending_ = product(w, x, step_.type);
+void CudaBackend::small_product(const CudaLinear& weight,
+                                const Act& x,
+                                const Act& y,
+                                bool with_swiglu) {
+  const auto result = with_swiglu            ? gemv::GemvResult::kSwiGlu
+                      : y.type == at::kFloat ? gemv::GemvResult::kF32
+                                             : gemv::GemvResult::kBF16;
+  check(gemv::gemv({x.data, weight.weight.const_data_ptr(), float_or_null(weight.bias), y.data,
+                    x.rows, y.width, x.width, result},
+                   step_.stream),
+        "gemv");
+}
+
+void CudaBackend::product(const CudaLinear& weight, const Act& x, const Act& y) {
+  if (x.rows == 0) return;
+  // fp32 results of more rows (logits) come in slices: cuBLAS would round them to bf16.
+  const bool slices =
+      step_.type == at::kBFloat16 && y.type == at::kFloat && gemv::gemv_accepts(1, x.width);
+  if (is_small(x) || slices) {
+    for (int64_t row = 0; row < x.rows; row += gemv::kGemvTokens) {
+      const int64_t rows = std::min(gemv::kGemvTokens, x.rows - row);
+      small_product(weight, rows_of(x, row, rows), rows_of(y, row, rows), false);
+    }
+    return;
+  }
+  at::Tensor out = view(y);
+  if (y.type == x.type) {
+    at::mm_out(out, view(x), weight.weight.t());
+  } else {
+    out.copy_(at::mm(view(x), weight.weight.t()));
+  }
+  if (weight.bias.defined()) out.add_(weight.bias);
+}
+
+CudaBackend::Act CudaBackend::logits(const CudaLinear& weight, const Act& x) {
+  const Act y{step_.logits, x.rows, weight.weight.size(0), at::kFloat, nullptr};
+  product(weight, x, y);
+  return y;
+}
+
+CudaBackend::Act CudaBackend::add_linear(const Act& hidden,
+                                         const CudaLinear& weight,
+                                         const Act& x) {
+  LONGSPUR_ASSERT(!pending_);
+  product(weight, x, typed(step_.delta, x.rows, weight.weight.size(0)));
+  pending_ = true;
   return hidden;
 }
 
-CudaBackend::Act CudaBackend::attention(std::size_t layer, const CudaLayer& w, const Act& qkv) {
+void CudaBackend::rope_append(std::size_t layer, const CudaLayer& weights, const Act& qkv) {
+  paged::RopeAppendArgs rope;
+  rope.qkv = qkv.data;
+  rope.cos = step_.cos;
+  rope.sin = step_.sin;
+  rope.table_start = step_.table_start;
+  rope.q_norm = float_or_null(weights.q_norm);
+  rope.k_norm = float_or_null(weights.k_norm);
+  rope.norm_eps = float(step_.config->rms_eps);
+  rope.heads = step_.config->heads;
+  rope.rotary_dim = step_.config->rotary_dim;
+  const paged::TokenMap map{step_.sequence, step_.position, qkv.rows};
+  check(paged::rope_append(rope, map, cache_of(layer), step_.stream), "rope_append");
+}
+
+CudaBackend::Act CudaBackend::attention(std::size_t layer, const CudaLayer& weights, const Act& x) {
   const io::ModelConfig& config = *step_.config;
   const ForwardBatch& batch = *step_.batch;
-  const int64_t t = qkv.size(0);
-  const paged::PagedCache cache = cache_of(layer);
-  const paged::TokenMap map{step_.sequence.const_data_ptr<int32_t>(),
-                            step_.position.const_data_ptr<int32_t>(), t};
-  paged::RopeAppendArgs rope;
-  rope.qkv = qkv.data_ptr();
-  rope.cos = step_.cos.const_data_ptr<float>();
-  rope.sin = step_.sin.const_data_ptr<float>();
-  rope.q_norm = float_or_null(w.q_norm);
-  rope.k_norm = float_or_null(w.k_norm);
-  rope.norm_eps = float(config.rms_eps);
-  rope.heads = config.heads;
-  rope.rotary_dim = config.rotary_dim;
-  check(paged::rope_append(rope, map, cache, step_.stream), "rope_append");
+  const Act qkv = typed(step_.wide, x.rows, x.weight->weight.size(0));
+  product(*x.weight, x, qkv);
+  rope_append(layer, weights, qkv);
 
-  const at::Tensor out = at::empty({t, config.heads * config.head_dim}, qkv.options());
+  const Act out = typed(step_.inner, x.rows, config.heads * config.head_dim);
   const bool windowed = config.sliding_window[layer] > 0;
   const std::size_t sequences = batch.kv_lens.size();
-  const auto rows = [&](std::size_t i) { return batch.cu_seqlens[i + 1] - batch.cu_seqlens[i]; };
+  const auto is_prefill = [&](std::size_t b) {
+    return !windowed && rows_in(batch, b) >= kPrefillRows;
+  };
   for (std::size_t b = 0; b < sequences;) {
-    if (rows(b) >= kPrefillRows && !windowed) {
+    if (is_prefill(b)) {
       prefill_attention(layer, b++, qkv, out);
       continue;
     }
-    // Neighbouring sequences with few rows share launches.
+    // Neighbouring sequences with few rows share launches; a launch's scratch is bounded.
     const std::size_t begin = b;
-    int64_t longest = 0;
-    for (; b < sequences && (windowed || rows(b) < kPrefillRows); ++b) {
-      longest = std::max<int64_t>(longest, batch.kv_lens[b]);
-    }
-    for (int64_t row = batch.cu_seqlens[begin]; row < batch.cu_seqlens[b]; row += kPagedRows) {
-      const int64_t count = std::min(kPagedRows, batch.cu_seqlens[b] - row);
-      paged_attention(layer, row, count, longest, qkv, out);
-    }
+    for (; b < sequences && !is_prefill(b);) ++b;
+    const int64_t row_floats =
+        paged::decode_scratch_bytes(1, config.heads, config.head_dim, step_.max_kv_len) /
+        int64_t(sizeof(float));
+    const int64_t most = std::max<int64_t>(1, step_.scratch_floats / row_floats);
+    for (int64_t row = batch.cu_seqlens[begin]; row < batch.cu_seqlens[b]; row += most)
+      paged_attention(layer, row, std::min(most, batch.cu_seqlens[b] - row), qkv, out);
   }
   return out;
 }
 
-void CudaBackend::paged_attention(std::size_t layer,
-                                  int64_t row,
-                                  int64_t count,
-                                  int64_t longest,
-                                  const Act& qkv,
-                                  const Act& out) {
+void CudaBackend::paged_attention(
+    std::size_t layer, int64_t row, int64_t count, const Act& qkv, const Act& out) {
   const io::ModelConfig& config = *step_.config;
   paged::DecodeArgs args;
-  args.q = qkv.narrow(0, row, count).const_data_ptr();
-  args.ldq = qkv.size(1);
-  args.out = out.narrow(0, row, count).data_ptr();
-  args.partial = step_.partial.data_ptr<float>();
+  args.q = row_of(qkv, row);
+  args.ldq = qkv.width;
+  args.out = row_of(out, row);
+  args.partial = step_.scratch;
   args.heads = config.heads;
-  args.max_kv_len = longest;
+  args.max_kv_len = step_.max_kv_len;
   args.scale = 1.0f / std::sqrt(float(config.head_dim));
   args.window = config.sliding_window[layer];
-  const paged::TokenMap map{step_.sequence.const_data_ptr<int32_t>() + row,
-                            step_.position.const_data_ptr<int32_t>() + row, count};
+  const paged::TokenMap map{step_.sequence + row, step_.position + row, count};
   check(paged::paged_decode(args, map, cache_of(layer), step_.stream), "paged_decode");
-}
-
-int64_t backend_scratch_floats(const CudaStep& step) {
-  const int64_t rows = std::min<int64_t>(kPagedRows, int64_t(step.batch->tokens.size()));
-  return paged::decode_scratch_bytes(rows, step.config->heads, step.config->head_dim,
-                                     step.max_kv_len) /
-         int64_t(sizeof(float));
 }
 
 void CudaBackend::prefill_attention(std::size_t layer,
@@ -192,29 +242,45 @@ void CudaBackend::prefill_attention(std::size_t layer,
                                     const Act& out) {
   const io::ModelConfig& config = *step_.config;
   const ForwardBatch& batch = *step_.batch;
-  const int64_t row = batch.cu_seqlens[b], rows = batch.cu_seqlens[b + 1] - row,
-                kv_len = batch.kv_lens[b];
-  const at::Tensor k = at::empty({kv_len, config.kv_heads, config.head_dim}, qkv.options());
+  const int64_t row = batch.cu_seqlens[b], rows = rows_in(batch, b), kv_len = batch.kv_lens[b];
+  const at::Tensor k = at::empty({kv_len, config.kv_heads, config.head_dim},
+                                 at::TensorOptions(step_.type).device(step_.device));
   const at::Tensor v = at::empty_like(k);
   check(paged::gather_kv({int64_t(b), kv_len, k.data_ptr(), v.data_ptr()}, cache_of(layer),
                          step_.stream),
         "gather_kv");
-  const at::Tensor q = qkv.narrow(0, row, rows)
+  const at::Tensor q = view(rows_of(qkv, row, rows))
                            .narrow(1, 0, config.heads * config.head_dim)
-                           .reshape({rows, config.heads, config.head_dim});
-  const auto lengths = [&](int64_t n) {
-    return at::tensor({int32_t(0), int32_t(n)}, q.options().dtype(at::kInt));
-  };
-  const auto [attended, lse] = ops::attention(q, k, v, lengths(rows), lengths(kv_len), rows, kv_len,
-                                              /*causal=*/true, std::nullopt);
-  out.narrow(0, row, rows).copy_(attended.reshape({rows, config.heads * config.head_dim}));
+                           .unflatten(1, {config.heads, config.head_dim});
+  const auto lengths = [](int64_t n) { return at::tensor({int32_t(0), int32_t(n)}, at::kInt); };
+  const auto [attended, lse] =
+      ops::attention_forward(q, k, v, lengths(rows), lengths(kv_len), rows, kv_len,
+                             /*causal=*/true, std::nullopt);
+  view(rows_of(out, row, rows)).copy_(attended.flatten(1));
 }
 
 CudaBackend::Act CudaBackend::outputs(const Act& x) {
-  const auto rows = step_.batch->output_rows;
-  if (int64_t(rows.size()) == x.size(0)) return x;
-  const at::Tensor index = at::tensor(at::ArrayRef<int32_t>(rows.data(), rows.size()), at::kInt);
-  return x.index_select(0, index.to(x.device()));
+  const auto rows = int64_t(step_.batch->output_rows.size());
+  if (rows == x.rows) return x;
+  // The residual stream has a place for its chosen rows; attention's go where the norm's output
+  // was.
+  Act y = x;
+  y.rows = rows;
+  y.data = x.data == step_.hidden ? static_cast<void*>(step_.picked) : step_.normed;
+  if (rows == 0) return y;
+  check(elementwise::pick_rows({x.data, step_.output_rows, y.data, rows, x.width},
+                               elementwise_type(x.type), step_.stream),
+        "pick_rows");
+  return y;
+}
+
+bool only_launches(const CudaStep& step) {
+  const io::ModelConfig& config = *step.config;
+  const int64_t attended = config.heads * config.head_dim;
+  const auto rows = int64_t(step.batch->output_rows.size());
+  const auto fits = [&](int64_t k) { return gemv::gemv_accepts(step.t, k); };
+  return step.type == at::kBFloat16 && fits(config.hidden) && fits(config.intermediate) &&
+         fits(attended) && rows <= Executor::kLogitRows && step.t < kPrefillRows;
 }
 
 }  // namespace longspur::runtime

@@ -52,8 +52,8 @@ CudaActivations cuda_activations(const io::ModelConfig& config,
   a.wide = t * std::max(qkv, 2 * f);
   a.inner = t * std::max(attended, f);
   a.logits = Executor::kLogitRows * config.vocab;
-  const int64_t row =
-      config.heads * ceil_div(options.max_context, kSplitTokens) * (config.head_dim + 2);
+  const int64_t splits = round_up(options.max_context, kCudaLengthStep) / kSplitTokens;
+  const int64_t row = config.heads * splits * (config.head_dim + 2);
   a.scratch = std::max(kScratchFloats, row);
   return a;
 }
@@ -61,7 +61,7 @@ CudaActivations cuda_activations(const io::ModelConfig& config,
 int64_t cuda_workspace_bytes(const io::ModelConfig& config, const DeviceExecutorOptions& options) {
   const CudaActivations a = cuda_activations(config, options);
   const int64_t typed = element_bytes(options.fp32);
-  const int64_t sampler = a.logits;
+  const int64_t sampler = 2 * a.logits;  // edited logits, counts
   // Prefill gathers one sequence's keys and values of one layer.
   const int64_t gathered = 2 * options.max_context * config.kv_heads * config.head_dim;
   return 4 * (a.hidden + a.picked + a.logits + a.scratch + sampler) +

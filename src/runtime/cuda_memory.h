@@ -10,6 +10,10 @@
 
 namespace longspur::runtime {
 
+// The bound of a step's key lengths is a multiple of this, so that steps keep their shape, and with
+// it their recorded launches, for as many tokens.
+inline constexpr int64_t kCudaLengthStep = 512;
+
 int64_t cuda_weights_bytes(const models::DecoderTensors& tensors, bool fp32);
 int64_t cuda_page_bytes(const io::ModelConfig& config, bool fp32);
 

@@ -1,0 +1,90 @@
+#include "runtime/cuda_weights.h"
+
+#include <ATen/Functions.h>
+
+#include <algorithm>
+#include <vector>
+
+namespace longspur::runtime {
+
+namespace {
+
+using models::TensorSource;
+
+class Loader {
+ public:
+  Loader(at::ScalarType type, at::Device device, const std::function<void(int64_t)>& progress)
+      : type_(type), device_(device), progress_(progress) {}
+
+  at::Tensor vector(const TensorSource& source) const {
+    if (!source) return {};
+    return at::tensor(models::read_vector(source)).to(device_);
+  }
+
+  CudaLinear linear(const std::vector<TensorSource>& sources,
+                    const std::vector<TensorSource>& biases) {
+    CudaLinear result{stacked(sources), {}};
+    if (std::none_of(biases.begin(), biases.end(), [](const auto& b) { return bool(b); }))
+      return result;
+    std::vector<at::Tensor> parts;
+    for (size_t i = 0; i < sources.size(); ++i) {
+      parts.push_back(
+          biases[i] ? vector(biases[i])
+                    : at::zeros({sources[i].n()}, at::TensorOptions(at::kFloat).device(device_)));
+    }
+    result.bias = at::cat(parts);
+    return result;
+  }
+
+ private:
+  at::Tensor stacked(const std::vector<TensorSource>& sources) {
+    const DType as = type_ == at::kFloat ? DType::kF32 : DType::kBF16;
+    int64_t rows = 0;
+    for (const TensorSource& source : sources) rows += source.n();
+    const at::Tensor result =
+        at::empty({rows, sources[0].k()}, at::TensorOptions(type_).device(device_));
+    int64_t at_row = 0;
+    for (const TensorSource& source : sources) {
+      const models::Rows data = models::read_rows(source, as);
+      const at::Tensor host =
+          at::from_blob(const_cast<std::byte*>(data.data), {data.n, data.k}, type_);
+      result.narrow(0, at_row, data.n).copy_(host);
+      at_row += data.n;
+      done_ += int64_t(source.tensor->data.size());
+      if (progress_) progress_(done_);
+    }
+    return result;
+  }
+
+  at::ScalarType type_;
+  at::Device device_;
+  const std::function<void(int64_t)>& progress_;
+  int64_t done_ = 0;
+};
+
+}  // namespace
+
+CudaWeights load_cuda_weights(const models::DecoderTensors& tensors,
+                              at::ScalarType type,
+                              at::Device device,
+                              const std::function<void(int64_t)>& progress) {
+  Loader loader(type, device, progress);
+  CudaWeights weights;
+  weights.embedding = loader.linear({tensors.embedding}, {});
+  weights.head = tensors.head ? loader.linear({tensors.head}, {}) : weights.embedding;
+  weights.final_norm = loader.vector(tensors.final_norm);
+  for (const models::LayerTensors& t : tensors.layers) {
+    CudaLayer& layer = weights.layers.emplace_back();
+    layer.attn_norm = loader.vector(t.attn_norm);
+    layer.qkv = loader.linear({t.q, t.k, t.v}, {t.q_bias, t.k_bias, t.v_bias});
+    layer.q_norm = loader.vector(t.q_norm);
+    layer.k_norm = loader.vector(t.k_norm);
+    layer.output = loader.linear({t.output}, {t.output_bias});
+    layer.ffn_norm = loader.vector(t.ffn_norm);
+    layer.gate_up = loader.linear({t.gate, t.up}, {t.gate_bias, t.up_bias});
+    layer.down = loader.linear({t.down}, {t.down_bias});
+  }
+  return weights;
+}
+
+}  // namespace longspur::runtime
