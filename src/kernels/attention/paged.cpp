@@ -16,7 +16,7 @@ namespace longspur::kernels::attention {
 
 namespace {
 
-constexpr int64_t kSplitBlocks = 4;
+constexpr int64_t kSplitBlocks = 8;
 constexpr int64_t kAlign = 64;
 
 int64_t element_bytes(KvType type) { return type == KvType::kBF16 ? 2 : 4; }
@@ -80,12 +80,17 @@ int64_t all_partials(const BatchShape& shape, int64_t group, const PagedKv& kv, 
 
 class Run {
  public:
-  Run(const AttentionArgs& args, const BatchShape& shape, const PagedKv& kv, std::byte* workspace)
+  Run(const AttentionArgs& args,
+      const BatchShape& shape,
+      const PagedKv& kv,
+      std::byte* workspace,
+      int threads)
       : args_(args),
         shape_(shape),
         kv_(kv),
         group_(args.heads / kv.kv_heads),
         dp_(padded_dim(kv.head_dim)),
+        team_size_(threads),
         partials_(reinterpret_cast<float*>(workspace)),
         layout_(scratch_layout(kv.type, kv.head_dim)) {
     for (int64_t b = 0; b < shape.batch; ++b)
@@ -115,6 +120,9 @@ class Run {
     Tile tile = make_tile(b, cut, kv_head, chunk, tile_index);
     if (cut.split()) {
       tile.first_block += split * kSplitBlocks;
+      // Pieces go to the threads in turns.
+      const int64_t later = tile.first_block + team_size_ * kSplitBlocks;
+      tile.later_block = later < tile.end_block ? later : -1;
       tile.end_block = std::min(tile.end_block, tile.first_block + kSplitBlocks);
       tile.partial = partials_ + offset + item * cut.tokens * cut.heads_a_tile * (dp_ + 2);
     }
@@ -171,6 +179,7 @@ class Run {
         args_.window > 0 ? std::max<int64_t>(0, tile.first_position + 1 - args_.window) : 0;
     tile.first_block = first_key / kPageTokens;
     tile.end_block = (tile.first_position + tile.tokens - 1) / kPageTokens + 1;
+    tile.later_block = -1;
     tile.out = args_.out + row * args_.ldo + head * kv_.head_dim;
     tile.ldo = args_.ldo;
     return tile;
@@ -194,7 +203,7 @@ class Run {
   const AttentionArgs& args_;
   const BatchShape& shape_;
   const PagedKv& kv_;
-  int64_t group_, dp_;
+  int64_t group_, dp_, team_size_;
   float* partials_;
   std::byte* threads_ = nullptr;
   ScratchLayout layout_;
@@ -220,7 +229,7 @@ void paged_attention(Team& team,
                      const BatchShape& shape,
                      const PagedKv& kv,
                      std::byte* workspace) {
-  const Run run(args, shape, kv, workspace);
+  const Run run(args, shape, kv, workspace, team.size());
   team.dynamic_for(run.items(), 1,
                    [&](int64_t begin, int64_t) { run.attend_item(begin, team.rank()); });
   if (!run.any_split()) return;

@@ -35,6 +35,7 @@ struct Tile {
   int64_t page_bytes;
   const int32_t* pages;  // page ids of this sequence and KV head, from its first block
   int64_t first_block, end_block;
+  int64_t later_block;  // where this thread will probably read next; -1: unknown
   // Results: normalised rows to out, or (o, m, l) of each row to partial when that is given.
   float* out;  // like q, at stride ldo
   int64_t ldo;

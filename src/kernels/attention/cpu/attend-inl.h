@@ -46,7 +46,16 @@ void attend(const Tile& tile, const TileScratch& scratch) {
     const auto* keys = reinterpret_cast<const Word*>(page);
     const auto* values =
         reinterpret_cast<const Word*>(page + value_offset(PageType<Word>::kType, d));
-    product<Word>(rows, q, q_words, keys, kPageTokens, q_words, scratch.s, kPageTokens, false);
+    // A tile with few rows waits for memory, not for arithmetic: while it works on a page, the same
+    // part of the next page is on its way.
+    const int64_t next_block = block + 1 < tile.end_block ? block + 1 : tile.later_block;
+    const std::byte* next =
+        next_block < 0 ? nullptr : tile.pool + int64_t(tile.pages[next_block]) * tile.page_bytes;
+    const auto* next_keys = reinterpret_cast<const Word*>(next);
+    const auto* next_values = reinterpret_cast<const Word*>(
+        next == nullptr ? nullptr : next + value_offset(PageType<Word>::kType, d));
+    product<Word>(rows, q, q_words, keys, kPageTokens, q_words, scratch.s, kPageTokens, false,
+                  next_keys);
     const bool causal_edge = (block + 1) * kPageTokens > tile.first_position + 1;
     const bool window_edge = tile.window > 0 && block * kPageTokens <= last_position - tile.window;
     for (int64_t r = 0; r < rows; ++r) {
@@ -55,7 +64,7 @@ void attend(const Tile& tile, const TileScratch& scratch) {
         mask_row(s, block, tile.first_position + r / tile.group, tile.window);
       softmax_row<Word, true>(s, 1.0f, states[r], scratch.o + r * dp, dp, p + r * p_words);
     }
-    product<Word>(rows, p, p_words, values, dp, p_words, scratch.o, dp, true);
+    product<Word>(rows, p, p_words, values, dp, p_words, scratch.o, dp, true, next_values);
   }
   finish_rows<Word>(tile, states, scratch.o, dp);
 }

@@ -24,7 +24,8 @@ struct PageType<float> {
 };
 
 // kRows x (kVectors * kWidth) of C. a: [rows, lda] words, or transposed, [k, lda]; b: [k, ldb]
-// words.
+// words. ahead: the B of a product to come, whose lines are fetched into L2 as this one proceeds
+// (two of them would fill L1); or null.
 template <class Word, bool kTransposed, int kRows, int kVectors>
 inline void product_tile(const Word* a,
                          int64_t lda,
@@ -33,7 +34,8 @@ inline void product_tile(const Word* a,
                          int64_t k,
                          float* c,
                          int64_t ldc,
-                         bool accumulate) {
+                         bool accumulate,
+                         const Word* ahead) {
   typename Simd::F sum[kRows][kVectors];
   for (int r = 0; r < kRows; ++r) {
     for (int v = 0; v < kVectors; ++v) {
@@ -43,6 +45,10 @@ inline void product_tile(const Word* a,
   for (int64_t i = 0; i < k; ++i) {
     decltype(Simd::load_b(b)) columns[kVectors];
     for (int v = 0; v < kVectors; ++v) columns[v] = Simd::load_b(b + v * Simd::kWidth);
+    if (ahead != nullptr) {
+      for (int v = 0; v < kVectors; ++v)
+        __builtin_prefetch(ahead + i * ldb + v * Simd::kWidth, 0, 2);
+    }
     for (int r = 0; r < kRows; ++r) {
       const auto row = Simd::load_a(kTransposed ? a + r : a + r * lda);
       for (int v = 0; v < kVectors; ++v) sum[r][v] = Simd::dot(sum[r][v], row, columns[v]);
@@ -64,23 +70,26 @@ inline void product_rows(int64_t rows,
                          int64_t k,
                          float* c,
                          int64_t ldc,
-                         bool accumulate) {
+                         bool accumulate,
+                         const Word* ahead) {
   static_assert(Simd::kRows <= 6, "what is left over is one step of three rows and single ones");
   const auto advance = [&](int64_t done) {
     a += kTransposed ? done : done * lda;
     c += done * ldc;
     rows -= done;
+    ahead = nullptr;
   };
   while (rows >= Simd::kRows) {
-    product_tile<Word, kTransposed, Simd::kRows, kVectors>(a, lda, b, ldb, k, c, ldc, accumulate);
+    product_tile<Word, kTransposed, Simd::kRows, kVectors>(a, lda, b, ldb, k, c, ldc, accumulate,
+                                                           ahead);
     advance(Simd::kRows);
   }
   if (rows >= 3) {
-    product_tile<Word, kTransposed, 3, kVectors>(a, lda, b, ldb, k, c, ldc, accumulate);
+    product_tile<Word, kTransposed, 3, kVectors>(a, lda, b, ldb, k, c, ldc, accumulate, ahead);
     advance(3);
   }
   while (rows > 0) {
-    product_tile<Word, kTransposed, 1, kVectors>(a, lda, b, ldb, k, c, ldc, accumulate);
+    product_tile<Word, kTransposed, 1, kVectors>(a, lda, b, ldb, k, c, ldc, accumulate, ahead);
     advance(1);
   }
 }
@@ -95,15 +104,18 @@ inline void product(int64_t rows,
                     int64_t k,
                     float* c,
                     int64_t ldc,
-                    bool accumulate) {
+                    bool accumulate,
+                    const Word* ahead = nullptr) {
+  const auto ahead_at = [&](int64_t at) { return ahead == nullptr ? nullptr : ahead + at; };
   constexpr int64_t kStep = Simd::kVectors * Simd::kWidth;
   int64_t column = 0;
   for (; column + kStep <= n; column += kStep) {
     product_rows<Word, kTransposed, Simd::kVectors>(rows, a, lda, b + column, n, k, c + column, ldc,
-                                                    accumulate);
+                                                    accumulate, ahead_at(column));
   }
   for (; column < n; column += Simd::kWidth) {
-    product_rows<Word, kTransposed, 1>(rows, a, lda, b + column, n, k, c + column, ldc, accumulate);
+    product_rows<Word, kTransposed, 1>(rows, a, lda, b + column, n, k, c + column, ldc, accumulate,
+                                       ahead_at(column));
   }
 }
 
