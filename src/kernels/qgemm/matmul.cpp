@@ -28,7 +28,7 @@ int64_t float_stride(int64_t k) { return round_up(k, 16) + 16; }
 
 int64_t token_bytes(WeightKind kind, int64_t k, ActPrecision precision) {
   if (kind >= kF32Kind) return float_stride(k) * 4;
-  return k / kBlock * (8 + kBlock * (precision == ActPrecision::kInt15 ? 2 : 1));
+  return k / kBlock * activation_block_bytes(precision == ActPrecision::kInt15);
 }
 
 int64_t copy_bytes(WeightKind kind, int64_t k, ActPrecision precision) {

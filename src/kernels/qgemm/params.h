@@ -11,10 +11,14 @@
 //
 // Activations of quantised products. Tokens are cut into tiles of 16 (the last may be narrower,
 // width W); for each tile and each block of 32 along K:
-//     float scale[W]; offset[W]; int8 high[W][32]; with kInt15 also int8 low[W][32]
-//   x = scale * code, code = high, or 128 * high + low, low in [-64, 63]. offset folds the weights'
-//   zero point in: for Q4_1 the float scale * sum(code) that m multiplies; for Q4_0 and Q8_0 the
-//   int32 -8 * sum(code) or -128 * sum(code), from which the integer dot product starts.
+//     float scale[W]; offset[W]; then
+//     kInt15:    int8 high[W][32]; int8 low[W][32]
+//     kInt8Peak: int8 low[W][32]; Peak peak[W]
+//   x = scale * code, code = 128 * high + low, where high is zero outside of the peak, and low is
+//   in
+//   [-64, 63] where high may be other than zero. offset folds the weights' zero point in: for Q4_1
+//   the float scale * sum(code) that m multiplies; for Q4_0 and Q8_0 the int32 -8 * sum(code) or
+//   -128 * sum(code), from which the integer dot product starts.
 // Activations of float products: fp32 rows at a padded stride.
 #pragma once
 
@@ -27,10 +31,21 @@ inline constexpr int64_t kGroupRows = 16;
 inline constexpr int64_t kBlock = 32;       // elements of a quantised block along K
 inline constexpr int64_t kTileTokens = 16;  // tokens of an activation tile
 
+// The part (k = 4 * part .. 4 * part + 3) of a block whose codes have a high byte, and these bytes.
+struct Peak {
+  int8_t high[4];
+  int32_t part;
+};
+
 enum WeightKind { kQ4_1Kind, kQ4_0Kind, kQ8_0Kind, kF32Kind, kF16Kind, kBF16Kind, kWeightKinds };
 
 // How the input is read; the values of Input in api.h.
 enum InputKind { kPlainInput, kRmsNormInput, kSwiGluInput };
+
+// Bytes of one token's block of 32.
+constexpr int64_t activation_block_bytes(bool int15) {
+  return 8 + kBlock + (int15 ? kBlock : int64_t(sizeof(Peak)));
+}
 
 struct InputParams {
   const float* x;  // [T, K] or [T, 2K] at stride ldx
@@ -41,7 +56,7 @@ struct InputParams {
   const float* norm_weight;  // [K]
   float eps;
   WeightKind kind;
-  bool int15;            // two int8 components a value instead of one
+  bool int15;            // kInt15, else kInt8Peak
   std::byte* out;        // see "Activations" above
   int64_t float_stride;  // elements between rows of `out` for float products
 };

@@ -2,7 +2,7 @@
 // that they come from memory as in a real step), and the whole sequence of a forward step. Beside
 // each time stands its share of a plain read of as many bytes, measured in the same round.
 //
-//   qgemm_bench [--threads 2] [--isa avx2] [--precision int15|int8] [--seconds 0.3] [--json FILE]
+//   qgemm_bench [--threads 2] [--isa avx2] [--precision int15|peak] [--seconds 0.3] [--json FILE]
 //               [--tokens 1,4,16,64,512] [--type Q4_1]
 #include <algorithm>
 #include <chrono>
@@ -23,7 +23,7 @@ struct Options {
   std::vector<int> threads = {1, 2};
   std::vector<int64_t> tokens = {1, 4, 16, 64, 512};
   std::string isa, json;
-  ActPrecision precision = ActPrecision::kInt15;
+  ActPrecision precision = ActPrecision::kInt8Peak;
   DType type = DType::kQ4_1;
   double seconds = 0.3;
 };
@@ -231,10 +231,10 @@ class Bench {
               << std::flush;
     json_ << (json_.tellp() > 0 ? ",\n" : "") << R"(  {"isa": ")" << active_isa()
           << R"(", "type": ")" << dtype_info(options_.type).name << R"(", "precision": ")"
-          << (options_.precision == ActPrecision::kInt8 ? "int8" : "int15") << R"(", "threads": )"
-          << threads << R"(, "tokens": )" << t << R"(, "product": ")" << name << R"(", "best_ms": )"
-          << timing.best * 1e3 << R"(, "median_ms": )" << timing.median * 1e3 << R"(, "gb_per_s": )"
-          << rate << R"(, "read_gb_per_s": )" << read << R"(, "gop_per_s": )"
+          << (options_.precision == ActPrecision::kInt8Peak ? "peak" : "int15")
+          << R"(", "threads": )" << threads << R"(, "tokens": )" << t << R"(, "product": ")" << name
+          << R"(", "best_ms": )" << timing.best * 1e3 << R"(, "median_ms": )" << timing.median * 1e3
+          << R"(, "gb_per_s": )" << rate << R"(, "read_gb_per_s": )" << read << R"(, "gop_per_s": )"
           << ops / timing.best * 1e-9 << "}";
   }
 
@@ -274,7 +274,7 @@ Options parse(int argc, char** argv) {
     else if (flag == "--type")
       options.type = type_named(value);
     else if (flag == "--precision")
-      options.precision = value == "int8" ? ActPrecision::kInt8 : ActPrecision::kInt15;
+      options.precision = value == "peak" ? ActPrecision::kInt8Peak : ActPrecision::kInt15;
     else if (flag == "--seconds")
       options.seconds = std::stod(value);
     else

@@ -92,14 +92,18 @@ std::vector<double> transform(const MatmulArgs& args, int64_t k) {
 }
 
 Codes quantize(const std::vector<double>& x, ActPrecision precision) {
-  const float limit = precision == ActPrecision::kInt8 ? 127.0f : 16256.0f;
+  const bool peak = precision == ActPrecision::kInt8Peak;
+  const float limit = peak ? 127.0f : 16256.0f;
   Codes out;
   for (size_t begin = 0; begin < x.size(); begin += 32) {
-    float largest = 0;
-    for (size_t i = begin; i < begin + 32; ++i) largest = std::max(largest, std::abs(float(x[i])));
+    float parts[8] = {};
+    for (size_t i = 0; i < 32; ++i)
+      parts[i / 4] = std::max(parts[i / 4], std::abs(float(x[begin + i])));
+    std::sort(std::begin(parts), std::end(parts));
+    const float largest = parts[7], top = peak ? std::max(parts[6], largest / 127.0f) : largest;
     const bool zero = largest < 1e-30f;
-    const float scale = zero ? 0.0f : largest / limit;
-    const float inverse = zero ? 0.0f : limit / largest;
+    const float scale = zero ? 0.0f : top / limit;
+    const float inverse = zero ? 0.0f : limit / top;
     for (size_t i = begin; i < begin + 32; ++i) {
       const float scaled = float(x[i]) * inverse;
       out.value.push_back(double(std::nearbyint(scaled)) * double(scale));

@@ -69,6 +69,24 @@ inline void dot_block(const std::byte* half, const std::byte* codes, __m256i (&d
   }
 }
 
+// 8 rows (half h of a block) times the high bytes of a token's peak, as 32-bit sums.
+template <WeightKind kKind>
+inline __m256i dot_peak(const std::byte* half, const std::byte* at) {
+  Peak peak;
+  __builtin_memcpy(&peak, at, sizeof peak);
+  const __m256i ones = _mm256_set1_epi16(1), x = four_codes(at);
+  if constexpr (kKind == kQ8_0Kind) {
+    const __m256i w = _mm256_xor_si256(load256(half + 64 * peak.part), _mm256_set1_epi8(-128));
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+    return _mm256_madd_epi16(pairs, ones);
+  } else {
+    const __m128i shift = _mm_cvtsi32_si128(peak.part & 4);
+    const __m256i packed = _mm256_srl_epi16(load256(half + 64 * (peak.part & 3)), shift);
+    const __m256i w = _mm256_and_si256(packed, _mm256_set1_epi8(0x0f));
+    return _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), ones);
+  }
+}
+
 struct Avx2 {
   static constexpr int kMostTokens = 4;  // 4 dot products, their 8 sums and 2 weights of 16
   static constexpr int kFloatGroups = 1;
@@ -131,6 +149,7 @@ struct Avx2 {
     const int64_t low = piece.width * kBlock, offset = piece.width * 4;
     const std::byte* scale = piece.scale;
     const std::byte* codes = piece.codes;
+    const std::byte* peaks = piece.peaks;
     Rows16 sum[kTokens];
     for (int t = 0; t < kTokens; ++t) sum[t].clear();
     for (int64_t k = 0; k < p.k; k += kBlock, weight += kBytes) {
@@ -147,6 +166,11 @@ struct Avx2 {
           dot_block<kKind, kTokens>(weight + 32 * h, codes + low, fine);
           for (int t = 0; t < kTokens; ++t)
             dot[t] = _mm256_add_epi32(fine[t], _mm256_slli_epi32(dot[t], 7));
+        } else {
+          for (int t = 0; t < kTokens; ++t) {
+            const __m256i high = dot_peak<kKind>(weight + 32 * h, peaks + t * int(sizeof(Peak)));
+            dot[t] = _mm256_add_epi32(dot[t], _mm256_slli_epi32(high, 7));
+          }
         }
         const __m256 d = eight_halves(weight + kScales + 16 * h);
         __m256 m{};
@@ -164,6 +188,7 @@ struct Avx2 {
       }
       scale += piece.block_bytes;
       codes += piece.block_bytes;
+      peaks += piece.block_bytes;
     }
     for (int t = 0; t < kTokens; ++t) write_rows(p, sum[t], piece.token + t, row);
   }

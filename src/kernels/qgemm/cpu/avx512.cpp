@@ -1,8 +1,11 @@
 // Products for AVX-512 with VNNI: a register is 16 rows. A quantised block costs, for each token,
 // eight vpdpbusd (unsigned weights, activations broadcast from memory), one conversion and two or
 // three fp32 operations; weights are unpacked once for up to 16 tokens whose sums stay in
-// registers. The order of operations for a token does not depend on how many share its tile.
+// registers. A peak costs one vpdpbusd more. The order of operations for a token does not depend on
+// how many share its tile.
 #include <immintrin.h>
+
+#include <cstddef>
 
 #define QGEMM_LANES 16
 #include "kernels/qgemm/cpu/float-inl.h"
@@ -68,8 +71,33 @@ struct Block {
 struct TokenBlock {
   const std::byte* scale;
   const std::byte* codes;
+  const std::byte* peaks;
   int64_t offset;  // from scale
   int64_t low;     // from codes
+};
+
+// Where a token's peak finds its part of a block's weights: in the block itself for 8 bits, else in
+// a copy of the unpacked parts (registers cannot be indexed), or unpacked again for a single token.
+template <WeightKind kKind, int kTokens>
+struct Parts {
+  static constexpr bool kCopied = kKind != kQ8_0Kind && kTokens > 1;
+  const std::byte* block;
+  alignas(64) std::byte copy[kCopied ? 512 : 1];
+
+  void set(const std::byte* at, const __m512i (&w)[8]) {
+    block = at;
+    if constexpr (kCopied) {
+#pragma GCC unroll 8
+      for (int j = 0; j < 8; ++j) _mm512_store_si512(copy + 64 * j, w[j]);
+    }
+  }
+  __m512i operator[](int32_t part) const {
+    if constexpr (kKind == kQ8_0Kind) return _mm512_loadu_si512(block + 64 * part);
+    if constexpr (kCopied) return _mm512_load_si512(copy + 64 * part);
+    const __m512i packed = _mm512_loadu_si512(block + 64 * (part & 3));
+    return _mm512_and_si512(_mm512_srl_epi16(packed, _mm_cvtsi32_si128(part & 4)),
+                            _mm512_set1_epi8(0x0f));
+  }
 };
 
 template <WeightKind kKind>
@@ -86,8 +114,8 @@ inline Block load_block(const std::byte* p) {
 }
 
 // Adds a block times kTokens tokens to their sums.
-template <WeightKind kKind, bool kTwo, int kTokens>
-inline void add_block(const Block& block, const TokenBlock& x, __m512* sum) {
+template <WeightKind kKind, bool kTwo, int kTokens, class PartsOf>
+inline void add_block(const Block& block, const PartsOf& parts, const TokenBlock& x, __m512* sum) {
   __m512i dot[kTokens];
 #pragma GCC unroll 4
   for (int t = 0; t < kTokens; ++t)
@@ -101,7 +129,17 @@ inline void add_block(const Block& block, const TokenBlock& x, __m512* sum) {
     for (int t = 0; t < kTokens; ++t)
       dot[t] = _mm512_add_epi32(dot[t], _mm512_slli_epi32(upper[t], 7));
   } else {
+    __m512i upper[kTokens];
+#pragma GCC unroll 4
+    for (int t = 0; t < kTokens; ++t) {
+      const std::byte* peak = x.peaks + t * int(sizeof(Peak));
+      const __m512i w = parts[int_at(peak + offsetof(Peak, part))];
+      upper[t] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w, _mm512_set1_epi32(int_at(peak)));
+    }
     dot_block(block.w, x.codes, dot);
+#pragma GCC unroll 4
+    for (int t = 0; t < kTokens; ++t)
+      dot[t] = _mm512_add_epi32(dot[t], _mm512_slli_epi32(upper[t], 7));
   }
 #pragma GCC unroll 4
   for (int t = 0; t < kTokens; ++t) {
@@ -150,7 +188,8 @@ struct Avx512 {
     constexpr int64_t kBytes = block_bytes(kKind);
     constexpr int kChains = kTokens < 4 ? kTokens : kTwo ? 2 : 4;
     const bool streaming = piece.token < kTokens;  // later tokens find the weights in cache
-    TokenBlock x{piece.scale, piece.codes, piece.width * 4, piece.width * kBlock};
+    TokenBlock x{piece.scale, piece.codes, piece.peaks, piece.width * 4, piece.width * kBlock};
+    Parts<kKind, kTwo ? 1 : kTokens> parts;
     __m512 sum[kTokens];
 #pragma GCC unroll 16
     for (int t = 0; t < kTokens; ++t) sum[t] = _mm512_setzero_ps();
@@ -161,12 +200,16 @@ struct Avx512 {
           _mm_prefetch(weight + kPrefetch + line, _MM_HINT_T0);
       }
       const Block block = load_block<kKind>(weight);
+      parts.set(weight, block.w);
 #pragma GCC unroll 16
       for (int t = 0; t < kTokens; t += kChains)
-        add_block<kKind, kTwo, kChains>(
-            block, {x.scale + 4 * t, x.codes + kBlock * t, x.offset, x.low}, sum + t);
+        add_block<kKind, kTwo, kChains>(block, parts,
+                                        {x.scale + 4 * t, x.codes + kBlock * t,
+                                         x.peaks + int(sizeof(Peak)) * t, x.offset, x.low},
+                                        sum + t);
       x.scale += piece.block_bytes;
       x.codes += piece.block_bytes;
+      x.peaks += piece.block_bytes;
     }
 #pragma GCC unroll 16
     for (int t = 0; t < kTokens; ++t) write_rows(p, {sum[t]}, piece.token + t, row);

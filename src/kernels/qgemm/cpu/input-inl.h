@@ -3,10 +3,12 @@
 // compiled once in each unit under that unit's flags; everything is in the anonymous namespace. The
 // unit defines QGEMM_LANES, the floats of its vector (a power of two from 4 to 16).
 //
-// Quantisation, for each 32 elements: scale = max|x| / L, code = round_to_even(x * (L / max|x|)),
-// L = 127, or 16256 = 127 * 128 for two components. A block whose maximum is below 1e-30 becomes
-// zero. A NaN or infinity makes its block's codes zero and its scale NaN or infinite: the output is
-// NaN.
+// Quantisation, for each 32 elements: scale = top / L, code = round_to_even(x * (L / top)). With 15
+// bits top = max|x| and L = 16256 = 127 * 128. With a peak, L = 127 and top is the largest
+// magnitude outside of the peak, the part of four that has the largest of all (ties: the lower
+// index); but at least 1/127 of the peak's own, so that its codes fit. A block whose maximum is
+// below 1e-30 becomes zero. A NaN or infinity makes its block's codes zero and its scale NaN or
+// infinite: the output is NaN.
 #pragma once
 
 #include <cstddef>
@@ -129,20 +131,58 @@ inline void store_codes(std::byte* out, const IntVec (&codes)[kBlockVecs]) {
   }
 }
 
+inline IntVec max_of(IntVec a, IntVec b) { return a > b ? a : b; }
+inline IntVec min_of(IntVec a, IntVec b) { return a < b ? a : b; }
+
+// The part of four that each lane of a block's vector i belongs to.
+template <int... kLane>
+inline IntVec part_of_lanes(int i, std::integer_sequence<int, kLane...>) {
+  return IntVec{(kLane / 4)...} + i * (kLanes / 4);
+}
+
+// The part with the largest magnitude, and the largest magnitude of the others, as bits.
+struct PeakOf {
+  int32_t part;
+  int32_t others;
+};
+inline PeakOf find_peak(const IntVec (&magnitude)[kBlockVecs], int32_t largest) {
+  IntVec first = IntVec{} + 8;
+  for (int i = 0; i < kBlockVecs; ++i) {
+    const IntVec part = part_of_lanes(i, Lanes{});
+    first = min_of(first, magnitude[i] == largest ? part : IntVec{} + 8);
+  }
+  const IntVec peak = fold(first, min_of);
+  IntVec others{};
+  for (int i = 0; i < kBlockVecs; ++i)
+    others = max_of(others, part_of_lanes(i, Lanes{}) == peak ? IntVec{} : magnitude[i]);
+  return {peak[0], fold(others, max_of)[0]};
+}
+
 template <bool kTwo>
 inline void quantize_block(FloatVec (&x)[kBlockVecs],
                            WeightKind kind,
                            const CodeRow& row,
                            std::byte* block) {
   constexpr float kLimit = kTwo ? 16256.0f : 127.0f;
-  const auto max = [](IntVec a, IntVec b) { return a > b ? a : b; };
   // The magnitude's bits order like the magnitude, and NaN comes out largest.
-  IntVec top{};
-  for (int i = 0; i < kBlockVecs; ++i) top = max(top, bits_of(x[i]) & 0x7fffffff);
-  const float largest = floats_of(fold(top, max))[0];
+  IntVec magnitude[kBlockVecs], all{};
+  for (int i = 0; i < kBlockVecs; ++i) {
+    magnitude[i] = bits_of(x[i]) & 0x7fffffff;
+    all = max_of(all, magnitude[i]);
+  }
+  const int32_t largest_bits = fold(all, max_of)[0];
+  const float largest = __builtin_bit_cast(float, largest_bits);
   const bool finite = largest <= 3.40282347e38f, zero = largest < 1e-30f;
-  const float scale = zero ? 0.0f : largest / kLimit;
-  const float inverse = zero || !finite ? 0.0f : kLimit / largest;
+  float top = largest;
+  int32_t peak = 0;
+  if constexpr (!kTwo) {
+    const PeakOf found = find_peak(magnitude, largest_bits);
+    const float others = __builtin_bit_cast(float, found.others), least = largest / 127.0f;
+    peak = found.part;
+    if (finite) top = others > least ? others : least;
+  }
+  const float scale = zero ? 0.0f : top / kLimit;
+  const float inverse = zero || !finite ? 0.0f : kLimit / top;
   if (!finite) {  // the scale spoils the row by itself; the codes must only stay summable
     for (FloatVec& v : x) v = FloatVec{};
   }
@@ -161,17 +201,27 @@ inline void quantize_block(FloatVec (&x)[kBlockVecs],
     const uint32_t offset = uint32_t(sum) * (kind == kQ4_0Kind ? uint32_t(-8) : uint32_t(-128));
     __builtin_memcpy(block + row.width * 4, &offset, sizeof offset);
   }
-  std::byte* high = block + row.width * 8 + row.token * (kBlock - 4);
+  IntVec upper[kBlockVecs];
+  for (int i = 0; i < kBlockVecs; ++i) {
+    upper[i] = (codes[i] + 64) >> 7;
+    if constexpr (!kTwo) upper[i] = part_of_lanes(i, Lanes{}) == peak ? upper[i] : IntVec{};
+    codes[i] -= upper[i] << 7;
+  }
+  // `block` is already this token's scale, 4 bytes into the tile's block.
+  std::byte* first = block + row.width * 8 + row.token * (kBlock - 4);
+  std::byte* second = first + row.width * kBlock;
   if constexpr (kTwo) {
-    IntVec upper[kBlockVecs];
-    for (int i = 0; i < kBlockVecs; ++i) {
-      upper[i] = (codes[i] + 64) >> 7;
-      codes[i] -= upper[i] << 7;
-    }
-    store_codes(high, upper);
-    store_codes(high + row.width * kBlock, codes);
+    store_codes(first, upper);
+    store_codes(second, codes);
   } else {
-    store_codes(high, codes);
+    store_codes(first, codes);
+    std::byte bytes[kBlock];
+    store_codes(bytes, upper);
+    Peak stored;
+    __builtin_memcpy(stored.high, bytes + 4 * peak, sizeof stored.high);
+    stored.part = peak;
+    std::byte* peaks = block - row.token * 4 + row.width * (8 + kBlock);
+    __builtin_memcpy(peaks + row.token * int64_t(sizeof(Peak)), &stored, sizeof stored);
   }
 }
 
@@ -204,7 +254,7 @@ inline void write_row(const Reader& read, const InputParams& p, int64_t token) {
   }
   const int64_t tile = token / kTileTokens * kTileTokens;
   const int64_t width = p.t - tile < kTileTokens ? p.t - tile : kTileTokens;
-  const int64_t token_bytes = 8 + kBlock * (p.int15 ? 2 : 1);
+  const int64_t token_bytes = activation_block_bytes(p.int15);
   const CodeRow row{.block = p.out + tile * (p.k / kBlock) * token_bytes + (token - tile) * 4,
                     .block_bytes = width * token_bytes,
                     .width = width,

@@ -54,6 +54,24 @@ inline void add_parts(const std::byte* block, const std::byte* codes, int32x4_t 
   part.template operator()<3>();
 }
 
+// sum[q] += 128 times rows 4q .. 4q + 3 of a block's peak part times its high bytes.
+template <WeightKind kKind>
+inline void add_peak(const std::byte* block, const std::byte* at, int32x4_t (&sum)[4]) {
+  const auto peak = value_at<Peak>(at);
+  const int8x16_t x = vreinterpretq_s8_s32(vdupq_n_s32(value_at<int32_t>(at)));
+  const int part = kKind == kQ8_0Kind ? peak.part : peak.part & 3;
+  for (int q = 0; q < 4; ++q) {
+    uint8x16_t w = bytes_at(block + 64 * part + 16 * q);
+    if constexpr (kKind == kQ8_0Kind) {
+      w = veorq_u8(w, vdupq_n_u8(0x80));
+    } else {
+      w = peak.part < 4 ? vandq_u8(w, vdupq_n_u8(0x0f)) : vshrq_n_u8(w, 4);
+    }
+    const int32x4_t dot = vdotq_s32(vdupq_n_s32(0), vreinterpretq_s8_u8(w), x);
+    sum[q] = vaddq_s32(sum[q], vshlq_n_s32(dot, 7));
+  }
+}
+
 struct Neon {
   static constexpr int kMostTokens = 4;  // 16 dot products, weights unpacked again for each
   static constexpr int kFloatGroups = 1;
@@ -105,6 +123,7 @@ struct Neon {
     const int64_t low = piece.width * kBlock, offset = piece.width * 4;
     const std::byte* scale = piece.scale;
     const std::byte* codes = piece.codes;
+    const std::byte* peaks = piece.peaks;
     Rows16 sum[kTokens];
     for (int t = 0; t < kTokens; ++t) sum[t].clear();
     for (int64_t k = 0; k < p.k; k += kBlock, weight += block_bytes(kKind)) {
@@ -118,6 +137,8 @@ struct Neon {
           for (int q = 0; q < 4; ++q)
             dot[q] = vaddq_s32(vshlq_n_s32(dot[q], 7), vdupq_n_s32(first));
           add_parts<kKind>(weight, codes + low + t * kBlock, dot);
+        } else {
+          add_peak<kKind>(weight, peaks + t * int(sizeof(Peak)), dot);
         }
         const float s = value_at<float>(scale + 4 * t);
         for (int q = 0; q < 4; ++q) {
@@ -131,6 +152,7 @@ struct Neon {
       }
       scale += piece.block_bytes;
       codes += piece.block_bytes;
+      peaks += piece.block_bytes;
     }
     for (int t = 0; t < kTokens; ++t) write_rows(p, sum[t], piece.token + t, row);
   }

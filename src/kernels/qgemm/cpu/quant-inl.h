@@ -1,7 +1,6 @@
 // The walk of quantised products over groups and token tiles, shared by the instruction sets: a
 // tile of 16 tokens is cut into pieces of 16, 8, 4, 2 and 1, at most Isa::kMostTokens. The unit's
-// Isa::block_tile<kind, tokens, two components>(p, weight, piece, row) computes 16 rows times a
-// piece.
+// Isa::block_tile<kind, tokens, all 15 bits>(p, weight, piece, row) computes 16 rows times a piece.
 #pragma once
 
 #include "kernels/qgemm/params.h"
@@ -12,8 +11,9 @@ namespace {
 // Where a piece of an activation tile lies.
 struct Piece {
   const std::byte* scale;  // of its first token in the first block
-  const std::byte* codes;
-  int64_t width;  // W of the tile
+  const std::byte* codes;  // the first array of codes
+  const std::byte* peaks;  // kInt8Peak
+  int64_t width;           // W of the tile
   int64_t block_bytes;
   int64_t token;  // first token, counted in the call
 };
@@ -29,8 +29,9 @@ inline void tile_pieces(const ProductParams& p,
   const auto piece = [&] {
     return Piece{.scale = tile + token * 4,
                  .codes = tile + width * 8 + token * kBlock,
+                 .peaks = tile + width * (8 + kBlock) + token * int64_t(sizeof(Peak)),
                  .width = width,
-                 .block_bytes = width * (8 + kBlock * (kTwo ? 2 : 1)),
+                 .block_bytes = width * activation_block_bytes(kTwo),
                  .token = first + token};
   };
   const auto pieces_of = [&]<int kSize>() {
@@ -52,7 +53,7 @@ void quant_tiles(const ProductParams& p,
                  int64_t group_end,
                  int64_t token_begin,
                  int64_t token_end) {
-  const int64_t token_bytes = p.k / kBlock * (8 + kBlock * (kTwo ? 2 : 1));
+  const int64_t token_bytes = p.k / kBlock * activation_block_bytes(kTwo);
   for (int64_t group = group_begin; group < group_end; ++group) {
     const std::byte* weight = p.weight + group * p.group_bytes;
     for (int64_t token = token_begin; token < token_end; token += kTileTokens) {

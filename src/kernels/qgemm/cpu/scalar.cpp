@@ -83,6 +83,19 @@ struct Scalar {
     return sum;
   }
 
+  // Dot product of row r of a block with the high bytes of its peak.
+  template <WeightKind kKind>
+  static int32_t dot_peak(const std::byte* block, int64_t r, const Peak& peak) {
+    int32_t sum = 0;
+    for (int64_t b = 0; b < 4; ++b) {
+      const int64_t part = kKind == kQ8_0Kind ? peak.part : peak.part % 4;
+      int32_t w = value_at<uint8_t>(block + part * 64 + r * 4 + b);
+      if constexpr (kKind != kQ8_0Kind) w = peak.part < 4 ? w & 15 : w >> 4;
+      sum += w * peak.high[b];
+    }
+    return sum;
+  }
+
   template <WeightKind kKind, int kTokens, bool kTwo>
   static void block_tile(const ProductParams& p,
                          const std::byte* weight,
@@ -91,6 +104,7 @@ struct Scalar {
     constexpr int64_t kScales = kKind == kQ8_0Kind ? 512 : 256;
     const std::byte* scale = piece.scale;
     const std::byte* codes = piece.codes;
+    const std::byte* peaks = piece.peaks;
     Rows16 sum{};
     for (int64_t k = 0; k < p.k; k += kBlock) {
       const float s = value_at<float>(scale);
@@ -101,7 +115,8 @@ struct Scalar {
           total += 128 * dot<kKind>(weight, r, codes) +
                    dot<kKind>(weight, r, codes + piece.width * kBlock);
         } else {
-          total += dot<kKind>(weight, r, codes);
+          total += 128 * dot_peak<kKind>(weight, r, value_at<Peak>(peaks)) +
+                   dot<kKind>(weight, r, codes);
         }
         sum.v[r] += float(total) * (half_at(weight + kScales + 2 * r) * s);
         if constexpr (kKind == kQ4_1Kind)
@@ -110,6 +125,7 @@ struct Scalar {
       weight += block_bytes(kKind);
       scale += piece.block_bytes;
       codes += piece.block_bytes;
+      peaks += piece.block_bytes;
     }
     write_rows(p, sum, piece.token, row);
   }
