@@ -72,8 +72,8 @@ tsan: ## the C++ tests under ThreadSanitizer, without torch
 	@$(PY) tools/run_tests.py --build build/cpu-tsan --no-pytest
 
 fuzz: ## every libFuzzer target for FUZZ_SECONDS each (needs clang++)
-	@tools/setup.sh test
-	$(call build,fuzz)
+	@tools/setup.sh fuzz
+	$(call build,fuzz,longspur_fuzzers)
 	@tools/fuzz.sh $(FUZZ_SECONDS)
 
 cuda-kernels: ## compile the CUDA kernels (needs nvcc, no GPU)

@@ -42,6 +42,11 @@ elseif(NOT LONGSPUR_SANITIZE STREQUAL "")
   message(FATAL_ERROR "LONGSPUR_SANITIZE: found '${LONGSPUR_SANITIZE}', expected address or thread")
 endif()
 
+if(LONGSPUR_FUZZ)
+  # libFuzzer sees the coverage of the libraries, not only that of its own file
+  target_compile_options(longspur_options INTERFACE -fsanitize=fuzzer-no-link)
+endif()
+
 # longspur_library(NAME SRCS a.cpp... [DEPS targets...] [PRIVATE_DEPS targets...])
 # A static library, `longspur_<name>`, that links the project's warnings and include root.
 function(longspur_library NAME)
@@ -114,15 +119,19 @@ function(longspur_test NAME)
 endfunction()
 
 # longspur_fuzz(NAME SRCS fuzz.cpp CORPUS dir DEPS targets...)
-# The file defines LLVMFuzzerTestOneInput. With LONGSPUR_FUZZ it becomes a libFuzzer binary; without,
-# it is linked to a main that runs every file of the corpus once, as a CTest test.
+# The file defines LLVMFuzzerTestOneInput. With LONGSPUR_FUZZ it becomes a libFuzzer binary, built by
+# the target longspur_fuzzers; without, it is linked to a main that runs every file of the corpus
+# once, as a CTest test.
 function(longspur_fuzz NAME)
   cmake_parse_arguments(ARG "" "CORPUS" "SRCS;DEPS" ${ARGN})
   if(LONGSPUR_FUZZ)
     add_executable(${NAME} ${ARG_SRCS})
-    target_compile_options(${NAME} PRIVATE -fsanitize=fuzzer)
     target_link_options(${NAME} PRIVATE -fsanitize=fuzzer)
     target_link_libraries(${NAME} PRIVATE longspur_options ${ARG_DEPS})
+    if(NOT TARGET longspur_fuzzers)
+      add_custom_target(longspur_fuzzers)
+    endif()
+    add_dependencies(longspur_fuzzers ${NAME})
   elseif(LONGSPUR_TESTS)
     add_executable(${NAME} ${ARG_SRCS} "${PROJECT_SOURCE_DIR}/tests/fuzz/corpus_main.cpp")
     target_link_libraries(${NAME} PRIVATE longspur_options ${ARG_DEPS})

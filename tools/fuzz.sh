@@ -1,12 +1,12 @@
 #!/bin/bash
-# Runs every libFuzzer binary of build/fuzz for a while each: tools/fuzz.sh [SECONDS]. New inputs go
-# to build/fuzz/corpus/<name>, findings to build/fuzz/findings; committed corpora are only read.
+# Runs every libFuzzer binary of build/fuzz for a while each: tools/fuzz.sh [SECONDS [NAME]]. New
+# inputs go to build/fuzz/corpus/<name>, findings to build/fuzz/findings; committed corpora are only read.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 seconds=${1:-60}
 mkdir -p build/fuzz/findings
 status=0 ran=0
-for binary in build/fuzz/bin/*; do
+for binary in build/fuzz/bin/${2:-}*; do
   [ -x "$binary" ] || continue
   name=$(basename "$binary")
   mkdir -p "build/fuzz/corpus/$name"
@@ -14,6 +14,9 @@ for binary in build/fuzz/bin/*; do
   # a corpus is a folder named after its target, beside the target or below tests/fuzz
   while IFS= read -r folder; do inputs+=("$folder"); done \
     < <(find src tests -type d \( -path "*corpus/${name#fuzz_}" -o -path "*corpus/$name" \))
+  # words of the format, beside the target
+  while IFS= read -r words; do inputs+=("-dict=$words"); done \
+    < <(find src tests -name "${name#fuzz_}.dict")
   log=build/fuzz/$name.log
   if "$binary" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=3000 -print_final_stats=1 \
     -artifact_prefix="build/fuzz/findings/$name-" "${inputs[@]}" > "$log" 2>&1; then

@@ -5,6 +5,7 @@
 #   tools/setup.sh build   system packages, .venv with an importable torch >= 2.11
 #   tools/setup.sh demo    the same and the default model
 #   tools/setup.sh test    the same and the pinned Python packages of the tests (default)
+#   tools/setup.sh fuzz    as build, and clang with libFuzzer
 #
 # A .venv is always used, so systems that guard their Python (PEP 668) need no flag. When the active
 # python3 already has torch >= 2.11, .venv borrows it through a .pth file and leaves that environment
@@ -43,7 +44,11 @@ at_least() { [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; 
 case $profile in
   build | demo) ;;
   test) optional_tools+=(clang-tidy:clang-tidy) ;;
-  *) fail "profile: found '$profile', expected build, demo or test" ;;
+  fuzz)
+    needed_tools+=(clang++:clang)
+    needed_libraries+=(libclang-rt-dev)
+    ;;
+  *) fail "profile: found '$profile', expected build, demo, test or fuzz" ;;
 esac
 
 # --- system packages --------------------------------------------------------------------------
@@ -270,6 +275,6 @@ system_packages
 make_venv
 cmake_step
 torch_step
-if [ "$profile" != build ]; then model_step; fi
+case $profile in demo | test) model_step ;; esac
 if [ "$profile" = test ]; then test_packages_step; fi
 if [ "$changed" = 1 ]; then say "done ($profile)"; else say "nothing to do ($profile)"; fi
