@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <ctime>
 #include <functional>
 #include <random>
 
@@ -322,6 +323,36 @@ TEST(Gguf, LooksUpByType) {
     EXPECT_THAT(message, HasSubstr(words));
     EXPECT_THAT(message, HasSubstr("good.gguf: key '"));
   }
+}
+
+// Checks that make loading slow have been taken back elsewhere; so there is a limit. CPU time, as
+// machines are busy.
+TEST(Gguf, OpensLargeVocabulariesQuickly) {
+  constexpr uint64_t kTokens = 150'000, kMerges = 300'000;
+  Bytes tokens, scores, types, merges;
+  for (uint64_t i = 0; i < kTokens; ++i) {
+    tokens.text("token" + std::to_string(i));
+    scores.put(float(i));
+    types.put(int32_t(1));
+  }
+  for (uint64_t i = 0; i < kMerges; ++i) merges.text("le ft" + std::to_string(i));
+  GgufBuilder builder;
+  builder.key("tokenizer.ggml.tokens", kArray, array_value(kString, kTokens, tokens.str()))
+      .key("tokenizer.ggml.scores", kArray, array_value(kFloat32, kTokens, scores.str()))
+      .key("tokenizer.ggml.token_type", kArray, array_value(kInt32, kTokens, types.str()))
+      .key("tokenizer.ggml.merges", kArray, array_value(kString, kMerges, merges.str()));
+  for (int i = 0; i < 1000; ++i) builder.values("tensor." + std::to_string(i), {1}, {1.0f});
+  const TempFolder folder;
+  const std::string path = folder.write("large.gguf", builder.str());
+  double best = 1e9;
+  for (int attempt = 0; attempt < 5; ++attempt) {
+    const std::clock_t begin = std::clock();
+    const auto file = GgufFile::open(path);
+    best = std::min(best, double(std::clock() - begin) / CLOCKS_PER_SEC);
+    ASSERT_EQ(file->find_strings("tokenizer.ggml.tokens")->size(), kTokens);
+  }
+  RecordProperty("cpu_seconds", std::to_string(best));
+  EXPECT_LT(best, 0.2);
 }
 
 // Damaged anywhere, a file is refused or read within its bounds (which the sanitizers watch).

@@ -14,7 +14,7 @@ namespace {
 
 // Scalars as they stand in the file; of anything larger only the type.
 std::string describe(const json& value) {
-  if (value.is_string()) return "the string " + shown(value.get_ref<const std::string&>());
+  if (value.is_string()) return concat("the string ", shown(value.get_ref<const std::string&>()));
   if (value.is_number()) return "the number " + value.dump();
   if (value.is_boolean()) return value.dump();
   return std::string("an ") + value.type_name();  // array or object

@@ -93,14 +93,16 @@ TEST(MappedFileDeathTest, LeavesOtherSignalsAlone) {
   close(fd);
 }
 
+std::string text(std::string_view shown_text) { return concat(shown(shown_text)); }
+
 TEST(Shown, IsOneHarmlessLine) {
-  EXPECT_EQ(shown("blk.0.attn_q"), "'blk.0.attn_q'");
-  EXPECT_EQ(shown(""), "''");
-  EXPECT_EQ(shown("a\nb\x1b[31m\x7f"), "'a\\x0ab\\x1b[31m\\x7f'");
-  EXPECT_EQ(shown("gr\xc3\xbc\xc3\x9f"), "'gr\xc3\xbc\xc3\x9f'");
-  EXPECT_EQ(shown("\xc2\x9b\xff\xc3"), "'\\xc2\\x9b\\xff\\xc3'");
-  EXPECT_EQ(shown(std::string_view("\0", 1)), "'\\x00'");
-  EXPECT_EQ(shown(std::string(1000, 'x')), "'" + std::string(120, 'x') + "...'");
+  EXPECT_EQ(text("blk.0.attn_q"), "'blk.0.attn_q'");
+  EXPECT_EQ(text(""), "''");
+  EXPECT_EQ(text("a\nb\x1b[31m\x7f"), "'a\\x0ab\\x1b[31m\\x7f'");
+  EXPECT_EQ(text("gr\xc3\xbc\xc3\x9f"), "'gr\xc3\xbc\xc3\x9f'");
+  EXPECT_EQ(text("\xc2\x9b\xff\xc3"), "'\\xc2\\x9b\\xff\\xc3'");
+  EXPECT_EQ(text(std::string_view("\0", 1)), "'\\x00'");
+  EXPECT_EQ(text(std::string(1000, 'x')), "'" + std::string(120, 'x') + "...'");
 }
 
 TEST(IsUtf8, KnowsTheEdges) {

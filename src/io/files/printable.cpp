@@ -1,8 +1,8 @@
 #include "io/files/printable.h"
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
+#include <ostream>
 
 namespace longspur::io {
 
@@ -30,31 +30,27 @@ bool is_control(std::string_view sequence) {
   return lead < 0x20 || lead == 0x7f || (lead == 0xc2 && uint8_t(sequence[1]) < 0xa0);
 }
 
-void append_escaped(std::string& out, std::string_view bytes) {
-  static constexpr std::array<char, 16> kHex = {'0', '1', '2', '3', '4', '5', '6', '7',
-                                                '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'};
-  for (const char c : bytes) {
-    out += "\\x";
-    out += kHex[uint8_t(c) >> 4];
-    out += kHex[uint8_t(c) & 15];
-  }
+void print_escaped(std::ostream& out, std::string_view bytes) {
+  static constexpr std::string_view kHex = "0123456789abcdef";
+  for (const char c : bytes) out << "\\x" << kHex[uint8_t(c) >> 4] << kHex[uint8_t(c) & 15];
 }
 
 }  // namespace
 
-std::string shown(std::string_view text) {
-  std::string out = "'";
+std::ostream& operator<<(std::ostream& out, Shown shown) {
+  const std::string_view text = shown.text;
   size_t at = 0;
+  out << '\'';
   while (at < text.size() && at < kShown) {
     const size_t length = sequence_length(text.substr(at));
     const std::string_view piece = text.substr(at, std::max<size_t>(length, 1));
     if (length == 0 || is_control(piece))
-      append_escaped(out, piece);
+      print_escaped(out, piece);
     else
-      out += piece;
+      out << piece;
     at += piece.size();
   }
-  return out + (at < text.size() ? "...'" : "'");
+  return out << (at < text.size() ? "...'" : "'");
 }
 
 bool is_utf8(std::string_view text) {

@@ -101,7 +101,7 @@ class HeaderHandler final : public nlohmann::json_sax<nlohmann::json> {
 
  private:
   std::string where() const {
-    return metadata_ ? path_ + ": header: __metadata__" : path_ + ": tensor " + shown(name_);
+    return metadata_ ? path_ + ": header: __metadata__" : concat(path_, ": tensor ", shown(name_));
   }
   [[noreturn]] void bad(const char* found) const {
     if (depth_ == 2 && metadata_) {
