@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "engine/engine.h"
+#include "request/request.h"
 
 namespace longspur::app::cli {
 

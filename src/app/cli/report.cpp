@@ -72,13 +72,15 @@ Json logprobs_json(const std::vector<TokenLogprob>& logprobs,
   return items;
 }
 
-std::string statistics(const engine::EngineStats& stats, const TimedAnswer& timed) {
+std::string statistics(const engine::EngineStats& stats,
+                       int64_t prompt_tokens,
+                       const TimedAnswer& timed) {
   return fmt::format(
       "prompt {} tokens at {:.1f} tokens/s, first token after {:.2f} s (load {:.2f} s)\n"
       "answer {} tokens at {:.1f} tokens/s, ended by {}\n"
       "memory weights {:.0f} MiB, cache {:.0f} MiB, peak {:.0f} MiB\n",
-      stats.prefill_tokens, rate(stats.prefill_tokens, stats.prefill_s), timed.first_token_s,
-      stats.load_s, timed.answer.tokens.size(), rate(stats.decode_tokens, stats.decode_s),
+      prompt_tokens, rate(stats.prefill_tokens, stats.prefill_s), timed.first_token_s, stats.load_s,
+      timed.answer.tokens.size(), rate(stats.decode_tokens, stats.decode_s),
       finish_reason_name(timed.answer.finish), mebibytes(stats.memory.weights_bytes),
       mebibytes(stats.memory.kv_bytes), mebibytes(peak_rss_bytes()));
 }

@@ -28,6 +28,8 @@ Json logprobs_json(const std::vector<TokenLogprob>& logprobs,
                    const io::Tokenizer* tokenizer);
 
 // Lines of figures for a person.
-std::string statistics(const engine::EngineStats& stats, const TimedAnswer& timed);
+std::string statistics(const engine::EngineStats& stats,
+                       int64_t prompt_tokens,
+                       const TimedAnswer& timed);
 
 }  // namespace longspur::app::cli

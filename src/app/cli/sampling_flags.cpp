@@ -36,11 +36,13 @@ int32_t token_id(int64_t id) {
   return int32_t(id);
 }
 
-// "top_p: found 2" -> "--top-p: found 2"
+// "top_p: found 2" -> "--top-p: found 2"; the flag of stop_ids names one id at a time.
 std::string as_flag(const std::string& message) {
-  std::string out = "--" + message;
-  std::replace(out.begin(), out.begin() + std::ptrdiff_t(out.find(':')), '_', '-');
-  return out;
+  const size_t colon = message.find(':');
+  std::string name = message.substr(0, colon);
+  std::replace(name.begin(), name.end(), '_', '-');
+  if (name == "stop-ids") name.pop_back();
+  return concat("--", name, message.substr(colon));
 }
 
 }  // namespace

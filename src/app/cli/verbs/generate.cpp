@@ -72,7 +72,7 @@ int run_single(const Settings& settings) {
     write_json(answer_json(settings, *engine, sampling, prompt_tokens, timed));
   } else {
     if (!timed.answer.text.ends_with('\n')) write_stdout("\n");
-    if (settings.flag("stats")) write_stderr(statistics(engine->stats(), timed));
+    if (settings.flag("stats")) write_stderr(statistics(engine->stats(), prompt_tokens, timed));
   }
   return timed.answer.finish == FinishReason::kCancelled ? interrupt_exit_code() : 0;
 }
