@@ -138,7 +138,9 @@ class CudaExecutor final : public Executor {
  private:
   // Torch's state while the executor works: no autograd, our device and stream.
   struct Scope {
-    explicit Scope(const c10::Stream& stream) : guard(stream) {}
+    explicit Scope(const c10::Stream& stream) : guard(stream) {
+      check(kernels::use_device(stream.device_index()), "choosing the device");
+    }
     c10::InferenceMode inference;
     c10::StreamGuard guard;
   };

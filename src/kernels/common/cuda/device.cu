@@ -22,6 +22,8 @@ CudaStatus device_count(int& count) {
   return error == cudaErrorNoDevice ? status_of(cudaSuccess) : status_of(error);
 }
 
+CudaStatus use_device(int device) { return status_of(cudaSetDevice(device)); }
+
 CudaStatus device_memory(int device, int64_t& free, int64_t& total) {
   int before = 0;
   if (const CudaStatus status = status_of(cudaGetDevice(&before))) return status;

@@ -9,6 +9,9 @@
 namespace longspur::kernels {
 
 CudaStatus device_count(int& count);
+// Makes launches of this thread go to `device`; torch's own choice is not seen here, because the
+// kernels are linked with a CUDA runtime of their own.
+CudaStatus use_device(int device);
 CudaStatus device_memory(int device, int64_t& free, int64_t& total);
 
 // Launches of one stream, recorded. Between begin() and end() the stream only records: nothing
