@@ -66,6 +66,20 @@ def longspur_json(run_longspur) -> Callable[..., dict]:
     return run
 
 
+@pytest.fixture(scope="session")
+def op_library(build_dir: Path) -> Path:
+    """The built op library, registered with torch."""
+    library = build_dir / "lib" / "liblongspur_torch.so"
+    if not library.exists():
+        if "LONGSPUR_BUILD" in os.environ:
+            pytest.fail(f"{library}: not built")
+        pytest.skip(f"{library}: not built")
+    os.environ["LONGSPUR_LIBRARY"] = str(library)
+    import longspur.ops  # noqa: F401  # registers the operations
+
+    return library
+
+
 def _model_candidates() -> list[Path]:
     folders = [ROOT / ".cache/models", ROOT / ".cache", Path.home() / ".cache/longspur/models"]
     if "LONGSPUR_MODELS" in os.environ:
