@@ -1,7 +1,8 @@
 """Turns what `longspur bench --output` wrote into a result file: record_bench.py INPUT OUTPUT.
 
-Every key of a row becomes a column, in the order of the first row; what the program says about its
-baseline is kept. Device and date are this machine's, now. The format is in bench/README.md.
+Every key of a row becomes a column, in the order of the first row, but for lists and objects, which
+are kept in the file; so are the name of the baseline and the note. Device and date are this
+machine's, now. The format is in bench/README.md.
 """
 
 import datetime
@@ -30,6 +31,8 @@ def record(raw: dict, device: str, date: str) -> dict:
     result = {"title": "SmolLM2-135M-Instruct (Q4_1) on the CPU", "device": device, "date": date}
     if raw.get("baseline"):
         result["baseline"] = raw["baseline"]
+    if raw.get("note"):
+        result["note"] = raw["note"]
     result["columns"] = {key: key.replace("_per_s", "/s").replace("_", " ") for key in shown}
     result["rows"] = rows
     return result

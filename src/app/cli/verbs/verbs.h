@@ -6,9 +6,11 @@
 
 namespace longspur::app::cli {
 
+Verb bench_verb();
 Verb chat_verb();
 Verb completion_verb();
 Verb generate_verb();
+Verb inspect_verb();
 Verb logits_verb();
 Verb perplexity_verb();
 Verb reference_verb();
