@@ -272,6 +272,19 @@ TEST(Gguf, ReadsWhatIsThere) {
   EXPECT_TRUE(open_bytes(folder, GgufBuilder().str())->tensors().empty());
 }
 
+// The file shrinks while its tensors are read: the process lives, and the loader notices.
+TEST(Gguf, SurvivesTruncationWhileItIsRead) {
+  const TempFolder folder;
+  const std::string path = folder.write("good.gguf", one_tensor({1 << 16}, kF32, 0, 1 << 18));
+  const auto file = GgufFile::open(path);
+  std::filesystem::resize_file(path, 4096);
+  const TensorInfo* tensor = file->find("t");
+  std::vector<float> values(size_t(tensor->elements()), 1.0f);
+  dequantize(tensor->dtype, tensor->data.data(), tensor->elements(), values.data());
+  EXPECT_EQ(values.back(), 0.0f);
+  EXPECT_THAT(refusal([&] { file->check_unchanged(); }), HasSubstr("found it truncated"));
+}
+
 TEST(Gguf, LooksUpByType) {
   const TempFolder folder;
   const auto file = open_bytes(

@@ -364,6 +364,47 @@ TEST(HfConfig, EveryKeyWithEveryValue) {
   }
 }
 
+TEST(HfTemplate, ComesFromEitherFile) {
+  const TempFolder folder;
+  const std::string path = folder.path().string();
+  EXPECT_EQ(chat_template_from_hf(path), "");
+  folder.write("tokenizer_config.json", "{}");
+  EXPECT_EQ(chat_template_from_hf(path), "");
+  folder.write("tokenizer_config.json", R"({"chat_template":"one"})");
+  EXPECT_EQ(chat_template_from_hf(path), "one");
+  folder.write("tokenizer_config.json", R"({"chat_template":[{"name":"tool_use","template":"t"},
+                                           {"name":"default","template":"two"}]})");
+  EXPECT_EQ(chat_template_from_hf(path), "two");
+  folder.write("tokenizer_config.json", R"({"chat_template":[{"template":"x"}]})");
+  EXPECT_EQ(chat_template_from_hf(path), "");
+  folder.write("chat_template.jinja", "three");
+  EXPECT_EQ(chat_template_from_hf(path), "three");
+}
+
+TEST(HfTemplate, RefusesBadFiles) {
+  const TempFolder folder;
+  const std::vector<std::pair<std::string, const char*>> texts = {
+      {R"({"chat_template":1})", "chat_template: found the number 1, expected a string"},
+      {R"({"chat_template":{}})", "chat_template: found an object"},
+      {R"({"chat_template":["x"]})", "chat_template: found string in the list"},
+      {R"({"chat_template":[{"name":1,"template":"x"}]})", "name: found the number 1"},
+      {R"({"chat_template":[{"name":"default","template":[]}]})", "template: found an array"},
+      {R"({"chat_template":")" + std::string(1100000, 'x') + "\"}", "expected at most 1048576"},
+      {"[]", "expected a JSON object"},
+      {"{", "invalid JSON"},
+      {"", "empty file"}};
+  for (const auto& [text, words] : texts) {
+    SCOPED_TRACE(words);
+    const std::string path = folder.write("tokenizer_config.json", text);
+    EXPECT_THAT(refusal([&] { chat_template_from_hf(folder.path().string()); }),
+                AllOf(HasSubstr(path), HasSubstr(words)));
+  }
+  for (const std::string& text : {std::string("\xff"), std::string(1100000, 'x')}) {
+    const std::string path = folder.write("chat_template.jinja", text);
+    EXPECT_THAT(refusal([&] { chat_template_from_hf(folder.path().string()); }), HasSubstr(path));
+  }
+}
+
 // --- the same from GGUF metadata ----------------------------------------------------------------
 
 ModelConfig read_gguf(const std::string& bytes) {

@@ -73,4 +73,8 @@ struct GenerationDefaults {
 GenerationDefaults generation_defaults_from_hf(const std::string& folder);
 GenerationDefaults generation_defaults_from_gguf(const GgufFile& file);
 
+// chat_template.jinja, else the (default) template in tokenizer_config.json; empty when there is
+// none. UTF-8, at most 1 MiB.
+std::string chat_template_from_hf(const std::string& folder);
+
 }  // namespace longspur::io
