@@ -8,22 +8,20 @@ namespace longspur::io {
 
 namespace {
 
-uint8_t class_before(std::string_view text, size_t at) {
-  size_t begin = at;
-  while (begin > 0 && at - begin < 4) {
-    --begin;
-    size_t after = begin;
-    const uint8_t classes = next_class(text.substr(0, at), after, char_classes());
-    if (after == at) return classes;
-  }
-  return 0;
+// Where the character in front of `at` begins; at > 0. An invalid byte is a character of its own.
+size_t char_before(std::string_view text, size_t at) {
+  size_t begin = at - 1;
+  while (begin > 0 && at - begin < 4 && (uint8_t(text[begin]) & 0xc0) == 0x80) --begin;
+  return begin + next_char(text.substr(begin, at - begin)).bytes == at ? begin : at - 1;
+}
+
+bool has_class_before(std::string_view text, size_t at, uint8_t classes) {
+  size_t begin = char_before(text, at);
+  return (next_class(text, begin, char_classes()) & classes) != 0;
 }
 
 size_t space_begin_before(std::string_view text, size_t at) {
-  while (at > 0 && (class_before(text, at) & kSpace)) {
-    do --at;
-    while ((uint8_t(text[at]) & 0xc0) == 0x80);
-  }
+  while (at > 0 && has_class_before(text, at, kSpace)) at = char_before(text, at);
   return at;
 }
 
@@ -34,7 +32,7 @@ size_t space_end_after(std::string_view text, size_t at) {
 }
 
 bool stands_alone(std::string_view text, size_t begin, size_t end) {
-  if (begin > 0 && (class_before(text, begin) & kWordChar)) return false;
+  if (begin > 0 && has_class_before(text, begin, kWordChar)) return false;
   return end == text.size() || !(next_class(text, end, char_classes()) & kWordChar);
 }
 

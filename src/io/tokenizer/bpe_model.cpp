@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/error.h"
 #include "io/tokenizer/unicode.h"
 
 namespace longspur::io {
@@ -68,6 +69,11 @@ std::optional<std::string> unspell_bytes(std::string_view piece) {
   return out;
 }
 
+std::string fallback_piece(uint8_t byte) {
+  constexpr const char* kHex = "0123456789ABCDEF";
+  return {'<', '0', 'x', kHex[byte >> 4], kHex[byte & 15], '>'};
+}
+
 std::optional<uint8_t> byte_piece(std::string_view piece) {
   if (piece.size() != 6 || !piece.starts_with("<0x") || piece[5] != '>') return std::nullopt;
   const int high = hex_digit(piece[3]);
@@ -80,19 +86,23 @@ BpeModel::BpeModel(const Vocabulary& vocabulary,
                    const std::vector<bool>& in_model,
                    BpeOptions options,
                    std::span<const Merge> merges)
-    : vocabulary_(vocabulary), in_model_(in_model), options_(options), table_(merges) {
-  constexpr const char* kHex = "0123456789ABCDEF";
-  for (int byte = 0; byte < 256; ++byte) {
-    const char c = char(byte);
-    const std::string piece = options.byte_level
-                                  ? spell_bytes({&c, 1})
-                                  : std::string("<0x") + kHex[byte >> 4] + kHex[byte & 15] + ">";
-    const bool wanted = options.byte_level || options.byte_fallback;
-    byte_ids_[size_t(byte)] = wanted ? vocabulary.find(piece).value_or(-1) : -1;
-    if (byte < 128) ascii_ids_[size_t(byte)] = find({&c, 1}).value_or(-1);
+    : vocabulary_(vocabulary), in_model_(in_model), options_(std::move(options)), table_(merges) {
+  byte_ids_.fill(-1);
+  continuing_ids_.fill(-1);
+  for (int i = 0; i < 256; ++i) {
+    const char c = char(i);
+    const std::string spelled = spell_bytes({&c, 1});
+    const auto byte = size_t(i);
+    if (options_.byte_level) {
+      byte_ids_[byte] = find(spelled).value_or(-1);
+      continuing_ids_[byte] = find(options_.continuing_prefix + spelled).value_or(-1);
+    } else if (options_.byte_fallback) {
+      byte_ids_[byte] = vocabulary.find(fallback_piece(uint8_t(i))).value_or(-1);
+    }
+    if (i < 128) ascii_ids_[byte] = find({&c, 1}).value_or(-1);
   }
   may_cut_at_metaspace_ =
-      !options.byte_level && find(kMetaspace) &&
+      !options_.byte_level && options_.continuing_prefix.empty() && find(kMetaspace) &&
       std::none_of(merges.begin(), merges.end(), [&](const Merge& merge) {
         return crosses_metaspace(vocabulary.piece(merge.left), vocabulary.piece(merge.right));
       });
@@ -129,15 +139,23 @@ void BpeModel::encode(std::string_view piece,
 
 void BpeModel::byte_symbols(std::string_view piece, std::vector<int32_t>& symbols) const {
   bool after_unknown = false;
+  const auto* ids = &byte_ids_;
   for (const char c : piece) {
-    const int32_t id = byte_ids_[uint8_t(c)];
+    const int32_t id = (*ids)[uint8_t(c)];
     if (id >= 0) {
       symbols.push_back(id);
     } else if (options_.unknown && !(options_.fuse_unknown && after_unknown)) {
       symbols.push_back(*options_.unknown);
     }
     after_unknown = id < 0;
+    ids = &continuing_ids_;
   }
+}
+
+int32_t BpeModel::character_id(uint32_t code_point, std::string_view text, bool first) const {
+  if (!first && !options_.continuing_prefix.empty())
+    return find(concat(options_.continuing_prefix, text)).value_or(-1);
+  return code_point < 128 ? ascii_ids_[code_point] : find(text).value_or(-1);
 }
 
 // All of the bytes, or nothing when a byte has no piece.
@@ -151,6 +169,7 @@ bool BpeModel::append_bytes(std::string_view bytes, std::vector<int32_t>& symbol
 // An unknown token waits until the next character that is in the vocabulary, or the end: with fused
 // unknown tokens more may join it, and byte pieces go in front of it, as in `tokenizers`.
 void BpeModel::character_symbols(std::string_view piece, std::vector<int32_t>& symbols) const {
+  bool first = true;
   bool unknown_waits = false;
   const auto flush = [&] {
     if (unknown_waits) symbols.push_back(*options_.unknown);
@@ -160,7 +179,8 @@ void BpeModel::character_symbols(std::string_view piece, std::vector<int32_t>& s
     const Utf8Char c = next_char(piece);
     const std::string_view text = piece.substr(0, c.bytes);
     piece.remove_prefix(c.bytes);
-    const int32_t id = c.code_point < 128 ? ascii_ids_[c.code_point] : find(text).value_or(-1);
+    const int32_t id = character_id(c.code_point, text, first);
+    first = false;
     if (id >= 0) {
       flush();
       symbols.push_back(id);

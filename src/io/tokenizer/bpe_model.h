@@ -22,7 +22,8 @@ std::optional<uint8_t> spelled_byte(uint32_t code_point);
 // The bytes that a spelled piece stands for; nullopt when a character is not of the spelling.
 std::optional<std::string> unspell_bytes(std::string_view piece);
 
-// The byte of a piece "<0x0A>"; nullopt for any other piece.
+// "<0x0A>", SentencePiece's piece for a byte; and back, nullopt for any other piece.
+std::string fallback_piece(uint8_t byte);
 std::optional<uint8_t> byte_piece(std::string_view piece);
 
 struct BpeOptions {
@@ -31,6 +32,7 @@ struct BpeOptions {
   bool ignore_merges = false;  // a piece that is in the vocabulary is one token
   bool fuse_unknown = false;   // neighbouring missing characters become one unknown token
   std::optional<int32_t> unknown;
+  std::string continuing_prefix;  // begins each piece that does not begin a word ("##")
 };
 
 class BpeModel {
@@ -56,6 +58,7 @@ class BpeModel {
 
  private:
   std::optional<int32_t> find(std::string_view piece) const;
+  int32_t character_id(uint32_t code_point, std::string_view text, bool first) const;
   void byte_symbols(std::string_view piece, std::vector<int32_t>& symbols) const;
   void character_symbols(std::string_view piece, std::vector<int32_t>& symbols) const;
   bool append_bytes(std::string_view bytes, std::vector<int32_t>& symbols) const;
@@ -64,8 +67,9 @@ class BpeModel {
   std::vector<bool> in_model_;
   BpeOptions options_;
   MergeTable table_;
-  std::array<int32_t, 256> byte_ids_{};   // byte symbols or "<0x..>" pieces; -1: none
-  std::array<int32_t, 128> ascii_ids_{};  // one-character pieces; -1: none
+  std::array<int32_t, 256> byte_ids_{};        // byte symbols or "<0x..>" pieces; -1: none
+  std::array<int32_t, 256> continuing_ids_{};  // byte symbols that do not begin a word
+  std::array<int32_t, 128> ascii_ids_{};       // one-character pieces; -1: none
   bool may_cut_at_metaspace_ = false;
 };
 

@@ -46,20 +46,14 @@ class BpeTokenizer final : public Tokenizer {
         bos_(spec.bos),
         eos_(spec.eos),
         add_bos_(spec.add_bos) {
-    std::vector<bool> added(size_t(vocabulary_.size()), false);
     std::vector<AddedToken> raw, normalized;
     for (AddedToken& token : spec.added) {
-      added[size_t(token.id)] = true;
       control_[size_t(token.id)] = token.control;
-      if (token.normalized) {
+      if (token.normalized)
         for (const auto& step : spec.normalizer) step->apply(token.content, false);
-        normalized.push_back(std::move(token));
-      } else {
-        raw.push_back(std::move(token));
-      }
+      (token.normalized ? normalized : raw).push_back(token);
     }
-    for (int32_t id = 0; id < vocabulary_.size(); ++id)
-      bytes_.add(middle_bytes(decoder_, vocabulary_.piece(id), added[size_t(id)]));
+    write_bytes(spec.added);
     pipeline_.raw = AddedTokenMatcher(std::move(raw));
     pipeline_.normalized = AddedTokenMatcher(std::move(normalized));
     pipeline_.normalizer = std::move(spec.normalizer);
@@ -127,6 +121,17 @@ class BpeTokenizer final : public Tokenizer {
   bool add_bos_by_default() const override { return add_bos_; }
 
  private:
+  // Added tokens stand for what was found in the text, normalized or not.
+  void write_bytes(const std::vector<AddedToken>& added) {
+    std::vector<const AddedToken*> by_id(size_t(vocabulary_.size()), nullptr);
+    for (const AddedToken& token : added) by_id[size_t(token.id)] = &token;
+    for (int32_t id = 0; id < vocabulary_.size(); ++id) {
+      const AddedToken* token = by_id[size_t(id)];
+      const std::string_view piece = token ? token->content : vocabulary_.piece(id);
+      bytes_.add(middle_bytes(decoder_, piece, token != nullptr));
+    }
+  }
+
   void check_id(int32_t id) const {
     require(id >= 0 && id < vocab_size(), name_, ": found the token id ", id, ", expected 0 to ",
             vocab_size() - 1);

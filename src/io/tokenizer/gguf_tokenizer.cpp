@@ -119,8 +119,6 @@ class GgufLoader {
     const NamedPreTokenizer& named =
         find_pre_tokenizer(file_.get_string(kPrefix + "pre", "default"));
     if (named.digits) spec_.pre_tokenizer.push_back(make_digits_step(true));
-    if (file_.get_bool(kPrefix + "add_space_prefix", false))
-      spec_.pre_tokenizer.push_back(make_prefix_space_step());
     spec_.pre_tokenizer.push_back(make_pattern_step(named.pattern));
     spec_.bpe.byte_level = true;
     spec_.bpe.ignore_merges = named.ignore_merges;

@@ -44,7 +44,28 @@ class ReplaceStep final : public NormalizerStep {
   std::string from_, to_;
 };
 
-// Rust's char::to_lowercase: the simple mapping, and two characters for U+0130.
+// Capitals that Unicode has had since 16 and 17, which utf8proc need not know yet.
+uint32_t lowercase(uint32_t c) {
+  if (c >= 0x10d50 && c <= 0x10d65) return c + 0x20;  // Garay
+  if (c >= 0x16ea0 && c <= 0x16eb8) return c + 0x1b;  // Beria Erfe
+  switch (c) {
+    case 0xa7cb:
+      return 0x264;
+    case 0xa7dc:
+      return 0x19b;
+    case 0x1c89:
+    case 0xa7cc:
+    case 0xa7ce:
+    case 0xa7d2:
+    case 0xa7d4:
+    case 0xa7da:
+      return c + 1;
+    default:
+      return uint32_t(utf8proc_tolower(utf8proc_int32_t(c)));
+  }
+}
+
+// Character by character; U+0130 becomes two.
 class LowercaseStep final : public NormalizerStep {
  public:
   void apply(std::string& text, bool) const override {
@@ -57,7 +78,7 @@ class LowercaseStep final : public NormalizerStep {
       } else if (c.code_point == kInvalid) {
         out += text[at];
       } else {
-        append_utf8(out, uint32_t(utf8proc_tolower(utf8proc_int32_t(c.code_point))));
+        append_utf8(out, lowercase(c.code_point));
       }
       at += c.bytes;
     }
@@ -65,8 +86,9 @@ class LowercaseStep final : public NormalizerStep {
   }
 };
 
-// Decomposes each character, sorts runs of combining marks by class, and composes again. utf8proc
-// does each of these, but sorts marks in quadratic time.
+// Characters that take no part are boundaries; between them, decomposes each character, sorts runs
+// of combining marks by class, and composes again. utf8proc does each of these, but sorts marks in
+// quadratic time.
 class UnicodeStep final : public NormalizerStep {
  public:
   explicit UnicodeStep(UnicodeForm form) : form_(form) {}
@@ -78,9 +100,9 @@ class UnicodeStep final : public NormalizerStep {
     std::vector<utf8proc_int32_t> points;
     for (size_t at = 0; at < text.size();) {
       const Utf8Char c = next_char(std::string_view(text).substr(at));
-      if (c.code_point == kInvalid) {
+      if (c.code_point == kInvalid || !(classes_[c.code_point] & kNormalizes)) {
         flush(points, out);
-        out += text[at];
+        out.append(text, at, c.bytes);
       } else {
         decompose(c.code_point, points);
       }
@@ -101,10 +123,6 @@ class UnicodeStep final : public NormalizerStep {
   }
 
   void decompose(uint32_t code_point, std::vector<utf8proc_int32_t>& points) const {
-    if (code_point < 0x80) {
-      points.push_back(utf8proc_int32_t(code_point));
-      return;
-    }
     const auto options =
         utf8proc_option_t(UTF8PROC_DECOMPOSE | (compatible() ? UTF8PROC_COMPAT : 0));
     utf8proc_int32_t buffer[kLongestDecomposition];
@@ -142,6 +160,7 @@ class UnicodeStep final : public NormalizerStep {
 
   static constexpr int kLongestDecomposition = 32;  // the longest of Unicode is 18
   UnicodeForm form_;
+  const uint8_t* classes_ = char_classes();
 };
 
 }  // namespace

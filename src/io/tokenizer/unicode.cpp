@@ -46,6 +46,11 @@ std::unique_ptr<uint8_t[]> expand_ranges() {
     const ClassRange& range = kClassRanges[i];
     std::memset(classes.get() + range.first, range.classes, range.count);
   }
+  for (int i = 0; i < kNormalizingRangeCount; ++i) {
+    const ClassRange& range = kNormalizingRanges[i];
+    for (uint32_t c = range.first; c < range.first + range.count; ++c)
+      classes[c] = uint8_t(classes[c] | range.classes);
+  }
   return classes;
 }
 

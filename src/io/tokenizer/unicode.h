@@ -10,12 +10,12 @@
 namespace longspur::io {
 
 enum CharClass : uint8_t {
-  kLetter = 1,    // \p{L}
-  kNumber = 2,    // \p{N}, as regular expressions see it
-  kSpace = 4,     // \s
-  kNumeric = 8,   // \p{N}, as the Digits pre-tokenizer sees it (a newer Unicode)
-  kMark = 16,     // \p{M}
-  kWordChar = 32  // \w
+  kLetter = 1,      // \p{L}
+  kNumber = 2,      // \p{N}, as regular expressions see it
+  kSpace = 4,       // \s
+  kNumeric = 8,     // \p{N}, as the Digits pre-tokenizer sees it (a newer Unicode)
+  kWordChar = 16,   // what an added token that is a single word may not touch
+  kNormalizes = 32  // takes part in normalization (an older Unicode: later characters stay)
 };
 
 struct ClassRange {
@@ -25,6 +25,8 @@ struct ClassRange {
 };
 extern const ClassRange kClassRanges[];
 extern const int kClassRangeCount;
+extern const ClassRange kNormalizingRanges[];
+extern const int kNormalizingRangeCount;
 
 inline constexpr uint32_t kInvalid = 0xffffffff;
 inline constexpr uint32_t kCodePoints = 0x110000;
