@@ -140,12 +140,10 @@ class Batch {
 
   void finish(const Flight& flight) {
     const Answer& answer = flight.answer;
-    const bool named = flight.sampling.logprobs.has_value();
     output_.append({{"id", flight.line->id},
                     {"text", answer.text},
                     {"tokens", answer.tokens},
-                    {"logprobs", logprobs_json(answer.logprobs, flight.sampling,
-                                               named ? &engine_->tokenizer() : nullptr)},
+                    {"logprobs", logprobs_json(answer.logprobs, flight.sampling, *engine_)},
                     {"finish_reason", finish_reason_name(answer.finish)},
                     {"usage", usage_json(flight.prompt_tokens, int64_t(answer.tokens.size()))}});
     prompt_tokens_ += flight.prompt_tokens;

@@ -5,6 +5,8 @@
 #include <fstream>
 #include <limits>
 
+#include "base/error.h"
+
 namespace longspur::app::cli {
 
 namespace {
@@ -12,6 +14,15 @@ namespace {
 double rate(int64_t tokens, double seconds) { return seconds > 0 ? double(tokens) / seconds : 0; }
 
 double mebibytes(int64_t bytes) { return double(bytes) / (1 << 20); }
+
+// Prompts can be ids, so a model without a tokenizer runs too.
+const io::Tokenizer* tokenizer_or_null(const engine::Engine& engine) {
+  try {
+    return &engine.tokenizer();
+  } catch (const Error&) {
+    return nullptr;
+  }
+}
 
 Json token_json(int32_t id, double logprob, const io::Tokenizer* tokenizer) {
   Json item = {{"id", id}};
@@ -59,8 +70,9 @@ Json attention_json(const Settings& settings) {
 
 Json logprobs_json(const std::vector<TokenLogprob>& logprobs,
                    const SamplingParams& params,
-                   const io::Tokenizer* tokenizer) {
+                   const engine::Engine& engine) {
   if (!params.logprobs) return nullptr;
+  const io::Tokenizer* tokenizer = tokenizer_or_null(engine);
   Json items = Json::array();
   for (const TokenLogprob& logprob : logprobs) {
     Json item = token_json(logprob.id, logprob.logprob, tokenizer);

@@ -22,10 +22,10 @@ Json usage_json(int64_t prompt_tokens, int64_t completion_tokens);
 Json timing_json(const engine::EngineStats& stats);
 Json memory_json(const engine::EngineStats& stats);
 Json attention_json(const Settings& settings);
-// null when none were asked for
+// null when none were asked for; without a tokenizer the items have ids but no texts
 Json logprobs_json(const std::vector<TokenLogprob>& logprobs,
                    const SamplingParams& params,
-                   const io::Tokenizer* tokenizer);
+                   const engine::Engine& engine);
 
 // Lines of figures for a person.
 std::string statistics(const engine::EngineStats& stats,
