@@ -93,9 +93,10 @@ class EngineImpl final : public Engine {
     const double start = now_s();
     const BatchBuilder& batch = build_batch(works);
     executor_->forward(batch.view());
+    const int64_t prefill = prompt_tokens(works);
     sched::Scheduler::complete(works);
-    sample_outputs(batch.finished(), updates);
-    count_time(works, now_s() - start);
+    sample_outputs(batch.finished(), updates);  // ends sequences: works lead nowhere from here on
+    count_time(prefill, int64_t(batch.view().tokens.size()) - prefill, now_s() - start);
     return updates;
   }
 
@@ -241,10 +242,18 @@ class EngineImpl final : public Engine {
     return update;
   }
 
+  // Tokens of a step that belong to prompts or are computed again after a preemption.
+  static int64_t prompt_tokens(const std::vector<sched::Work>& works) {
+    int64_t tokens = 0;
+    for (const sched::Work& work : works) {
+      const auto& sequence = static_cast<const Sequence&>(*work.sequence);
+      if (work.tokens > 1 || sequence.computed < sequence.prompt_tokens()) tokens += work.tokens;
+    }
+    return tokens;
+  }
+
   // Steps that mix prefill and decode share their time by tokens.
-  void count_time(const std::vector<sched::Work>& works, double seconds) {
-    int64_t prefill = 0, decode = 0;
-    for (const sched::Work& work : works) (work.tokens > 1 ? prefill : decode) += work.tokens;
+  void count_time(int64_t prefill, int64_t decode, double seconds) {
     const double share = double(prefill) / double(prefill + decode);
     stats_.prefill_tokens += prefill;
     stats_.decode_tokens += decode;

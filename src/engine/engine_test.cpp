@@ -347,6 +347,17 @@ TEST_F(EngineTest, ThePlanIsWhatIsUsed) {
               0.1 * double(plan.weights_bytes));
 }
 
+TEST_F(EngineTest, EveryTokenIsCountedOnce) {
+  const auto engine = load(options());
+  run_alone(*engine, request("one", 1, 5));
+  EXPECT_EQ(engine->stats().prefill_tokens, 1);
+  EXPECT_EQ(engine->stats().decode_tokens, 4);
+  engine->reset_stats();
+  run_alone(*engine, request("more", 70, 5));
+  EXPECT_EQ(engine->stats().prefill_tokens, 70);
+  EXPECT_EQ(engine->stats().decode_tokens, 4);
+}
+
 TEST_F(EngineTest, ImpossibleOptionsAreRefused) {
   EngineOptions o = options();
   o.threads = -1;

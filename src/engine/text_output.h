@@ -30,9 +30,14 @@ class StopMatcher {
 class TextOutput {
  public:
   TextOutput(const io::Tokenizer& tokenizer, std::vector<std::string> stops)
-      : decoder_(tokenizer, {.skip_special = true}), matcher_(std::move(stops)) {}
+      : decoder_(tokenizer, {.skip_special = true}),
+        vocab_(tokenizer.vocab_size()),
+        matcher_(std::move(stops)) {}
 
-  std::string push(int32_t token) { return matcher_.push(decoder_.push(token)); }
+  // Ids beyond the tokenizer's are the padding of a model's vocabulary and have no text.
+  std::string push(int32_t token) {
+    return token < vocab_ ? matcher_.push(decoder_.push(token)) : std::string();
+  }
   std::string flush() {
     std::string text = matcher_.push(decoder_.flush());
     return text + matcher_.flush();
@@ -41,6 +46,7 @@ class TextOutput {
 
  private:
   io::StreamDecoder decoder_;
+  int32_t vocab_;
   StopMatcher matcher_;
 };
 

@@ -26,7 +26,9 @@ const io::Tokenizer* tokenizer_or_null(const engine::Engine& engine) {
 
 Json token_json(int32_t id, double logprob, const io::Tokenizer* tokenizer) {
   Json item = {{"id", id}};
-  if (tokenizer != nullptr) item["token"] = tokenizer->token_bytes(id);
+  // Ids beyond the tokenizer's pad the model's vocabulary.
+  if (tokenizer != nullptr && id < tokenizer->vocab_size())
+    item["token"] = tokenizer->token_bytes(id);
   item["logprob"] = logprob;
   return item;
 }
