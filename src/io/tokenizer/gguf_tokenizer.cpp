@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "io/files/gguf.h"
+#include "io/files/printable.h"
 #include "io/tokenizer/tokenizer_spec.h"
 
 namespace longspur::io {
@@ -45,7 +46,7 @@ const NamedPreTokenizer& find_pre_tokenizer(const std::string& name) {
     if (entry.name == name) return entry;
     known += concat(known.empty() ? "" : ", ", entry.name);
   }
-  throw UnsupportedError(concat(kPrefix, "pre: found '", name, "', expected one of ", known));
+  throw UnsupportedError(concat(kPrefix, "pre: found ", shown(name), ", expected one of ", known));
 }
 
 class GgufLoader {
@@ -72,7 +73,8 @@ class GgufLoader {
     } else if (model == "llama") {
       load_sentencepiece();
     } else {
-      throw UnsupportedError(concat(kPrefix, "model: found '", model, "', expected gpt2 or llama"));
+      throw UnsupportedError(
+          concat(kPrefix, "model: found ", shown(model), ", expected gpt2 or llama"));
     }
     require(!spec_.add_bos || spec_.bos, kPrefix, "add_bos_token: found true, but no ", kPrefix,
             "bos_token_id");
@@ -138,7 +140,7 @@ class GgufLoader {
       // a piece may begin with a space in files that spell none of their bytes
       const size_t space = line.find(' ', 1);
       require(space != std::string_view::npos && space + 1 < line.size(), kPrefix, "merges: entry ",
-              i, ": found '", line, "', expected two pieces with a space between them");
+              i, ": found ", shown(line), ", expected two pieces with a space between them");
       joined.assign(line.substr(0, space));
       joined += line.substr(space + 1);
       spec_.merges.push_back({merge_piece(line.substr(0, space), i),
@@ -149,15 +151,15 @@ class GgufLoader {
 
   int32_t merge_piece(std::string_view piece, size_t merge) const {
     const auto id = vocabulary_.find(piece);
-    require(id.has_value(), kPrefix, "merges: entry ", merge, ": found '", piece,
-            "', expected a piece of the vocabulary");
+    require(id.has_value(), kPrefix, "merges: entry ", merge, ": found ", shown(piece),
+            ", expected a piece of the vocabulary");
     return *id;
   }
 
   void load_sentencepiece() {
     for (size_t id = 0; id < size(); ++id)
       require(types_[id] != kByte || byte_piece(spec_.pieces[id]), kPrefix, "tokens: piece ", id,
-              ": found '", spec_.pieces[id], "', expected <0x00> to <0xFF> for a byte");
+              ": found ", shown(spec_.pieces[id]), ", expected <0x00> to <0xFF> for a byte");
     spec_.bpe.byte_fallback = std::find(types_.begin(), types_.end(), kByte) != types_.end();
     spec_.bpe.fuse_unknown = true;
     spec_.bpe.unknown = unknown_ ? unknown_ : first_unknown();

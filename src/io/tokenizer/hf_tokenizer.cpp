@@ -5,6 +5,7 @@
 #include <map>
 
 #include "io/files/json_file.h"
+#include "io/files/printable.h"
 #include "io/tokenizer/hf_pipeline.h"
 
 namespace longspur::io {
@@ -62,8 +63,8 @@ class HfLoader {
       spec_.pieces.resize(size_t(id) + 1);
       taken_.resize(size_t(id) + 1);
     }
-    require(!taken_[size_t(id)], where, ": found the id ", id, " for '", piece, "' and '",
-            spec_.pieces[size_t(id)], "', expected each id once");
+    require(!taken_[size_t(id)], where, ": found the id ", id, " for ", shown(piece), " and ",
+            shown(spec_.pieces[size_t(id)]), ", expected each id once");
     taken_[size_t(id)] = true;
     spec_.pieces[size_t(id)] = piece;
   }
@@ -71,8 +72,9 @@ class HfLoader {
   void read_pieces(const JsonNode& vocab) {
     const int64_t limit = id_limit();
     for (const auto& [piece, value] : vocab.value().items()) {
-      const JsonNode id(value, vocab.where() + "." + piece);
-      place(id.integer(0, limit - 1), piece, vocab.where());
+      if (!JsonNode::is_integer(value, 0, limit - 1))
+        JsonNode(value, concat(vocab.where(), ".", shown(piece))).integer(0, limit - 1);  // throws
+      place(value.get<int64_t>(), piece, vocab.where());
     }
     require(!spec_.pieces.empty(), vocab.where(), ": found no pieces, expected some");
     spec_.in_model = taken_;
@@ -89,12 +91,13 @@ class HfLoader {
       const std::string& content = token["content"].string();
       const int64_t id = token["id"].integer(0, limit - 1);
       const auto [before, fresh] = seen.emplace(content, id);
-      token["id"].expect(before->second == id,
-                         concat(before->second, ", as before for '", content, "'"));
+      if (before->second != id)
+        token["id"].fail(concat(before->second, ", as before for ", shown(content)));
       if (content.empty() || !fresh) continue;
       if (const auto in_model = vocab.find(content); in_model != vocab.end()) {
-        token["id"].expect(*in_model == id, concat("the id of '", content, "' in the vocabulary, ",
-                                                   in_model->dump()));
+        if (*in_model != id)
+          token["id"].fail(
+              concat("the id of ", shown(content), " in the vocabulary, ", in_model->dump()));
       } else {
         place(id, content, token.where());
       }
@@ -151,15 +154,14 @@ class HfLoader {
       if (value.is_string()) {
         const auto& line = value.get_ref<const std::string&>();
         const size_t space = line.find(' ');
-        merges.element(i).expect(
-            space != std::string::npos && line.find(' ', space + 1) == std::string::npos,
-            "two pieces with a space between them");
+        if (space == std::string::npos || line.find(' ', space + 1) != std::string::npos)
+          merges.element(i).fail("two pieces with a space between them");
         left = std::string_view(line).substr(0, space);
         right = std::string_view(line).substr(space + 1);
       } else {
         const bool pair =
             value.is_array() && value.size() == 2 && value[0].is_string() && value[1].is_string();
-        merges.element(i).expect(pair, "two strings");
+        if (!pair) merges.element(i).fail("two strings");
         left = value[0].get_ref<const std::string&>();
         right = value[1].get_ref<const std::string&>();
       }
@@ -169,13 +171,13 @@ class HfLoader {
 
   void add_merge(const JsonNode& merges, size_t i, std::string_view left, std::string_view right) {
     const std::string& prefix = spec_.bpe.continuing_prefix;
-    require(right.starts_with(prefix), merges.where(), "[", i, "]: found '", right,
-            "', expected it to begin with '", prefix, "'");
+    require(right.starts_with(prefix), merges.where(), "[", i, "]: found ", shown(right),
+            ", expected it to begin with ", shown(prefix));
     const std::string result = concat(left, right.substr(prefix.size()));
     const auto id = [&](std::string_view piece) {
       const auto found = model_id(piece);
-      require(found.has_value(), merges.where(), "[", i, "]: found '", piece,
-              "', expected a piece of the vocabulary");
+      require(found.has_value(), merges.where(), "[", i, "]: found ", shown(piece),
+              ", expected a piece of the vocabulary");
       return *found;
     };
     spec_.merges.push_back({id(left), id(right), id(result), uint32_t(i)});
@@ -200,8 +202,8 @@ class HfLoader {
     std::optional<int32_t> id;
     if (!leading.empty()) {
       id = vocabulary_.find(leading);
-      require(id.has_value(), post_processor.where(), ": found the token '", leading,
-              "', expected a token of the vocabulary");
+      require(id.has_value(), post_processor.where(), ": found the token ", shown(leading),
+              ", expected a token of the vocabulary");
       if (!spec_.bos) spec_.bos = id;
     }
     spec_.add_bos = id.has_value() && id == spec_.bos;

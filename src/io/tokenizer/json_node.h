@@ -46,11 +46,12 @@ class JsonNode {
     return value_->get<bool>();
   }
   bool boolean(bool fallback) const { return is_null() ? fallback : boolean(); }
+  static bool is_integer(const nlohmann::json& value, int64_t low, int64_t high) {
+    if (value.is_number_unsigned() && value.get<uint64_t>() > uint64_t(INT64_MAX)) return false;
+    return value.is_number_integer() && value.get<int64_t>() >= low && value.get<int64_t>() <= high;
+  }
   int64_t integer(int64_t low, int64_t high) const {
-    const bool huge = value_->is_number_unsigned() && value_->get<uint64_t>() > uint64_t(high);
-    const bool fits = value_->is_number_integer() && !huge && value_->get<int64_t>() >= low &&
-                      value_->get<int64_t>() <= high;
-    expect(fits, concat("an integer from ", low, " to ", high));
+    if (!is_integer(*value_, low, high)) fail(concat("an integer from ", low, " to ", high));
     return value_->get<int64_t>();
   }
   const JsonNode& array() const {
@@ -62,8 +63,11 @@ class JsonNode {
     return *this;
   }
 
-  void expect(bool condition, const std::string& expected) const {
-    require(condition, where_, ": found ", describe(), ", expected ", expected);
+  void expect(bool condition, const char* expected) const {
+    if (!condition) fail(expected);
+  }
+  [[noreturn]] void fail(const std::string& expected) const {
+    throw Error(concat(where_, ": found ", describe(), ", expected ", expected));
   }
   [[noreturn]] void unsupported(const std::string& expected) const {
     throw UnsupportedError(concat(where_, ": found ", describe(), ", expected ", expected));
@@ -71,7 +75,7 @@ class JsonNode {
   // The value when it is short, else its type.
   std::string describe() const {
     if (is_array() || is_object()) return concat("an ", value_->type_name());
-    const std::string text = value_->dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+    const std::string text = value_->dump(-1, ' ', true, nlohmann::json::error_handler_t::replace);
     return text.size() <= 80 ? text : concat("a long ", value_->type_name());
   }
 

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "io/files/printable.h"
 #include "io/tokenizer/pre_tokenizer.h"
 #include "io/tokenizer/unicode.h"
 
@@ -115,8 +116,8 @@ class Translation {
     at_ += 2;
   }
   [[noreturn]] void refuse(const std::string& what) const {
-    throw UnsupportedError(concat(where_, ": found ", what, " in the expression '", in_,
-                                  "', expected a construct that is supported"));
+    throw UnsupportedError(concat(where_, ": found ", what, " in the expression ", shown(in_),
+                                  ", expected a construct that is supported"));
   }
 
   inline static const std::string kSpaces = R"(\t-\r\x{85}\p{Z})";
@@ -165,7 +166,7 @@ class RegexStep final : public PreTokenizerStep {
             SplitBehavior behavior,
             bool invert,
             const std::string& where)
-      : where_(concat(where, ": expression '", expression, "'")),
+      : where_(concat(where, ": expression ", shown(expression))),
         behavior_(behavior),
         invert_(invert) {
     const std::string translated = Translation(expression, where).run();

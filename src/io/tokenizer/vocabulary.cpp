@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "io/files/printable.h"
 
 namespace longspur::io {
 
@@ -77,8 +78,8 @@ Vocabulary::Vocabulary(const std::vector<std::string_view>& pieces, const std::s
     pieces_.add(pieces[i]);
     if (pieces[i].empty()) continue;
     if (!index_.insert(pieces_, int32_t(i)))
-      throw Error(concat(name, ": found the piece '", pieces[i], "' at the ids ", *find(pieces[i]),
-                         " and ", i, ", expected each piece once"));
+      throw Error(concat(name, ": found the piece ", shown(pieces[i]), " at the ids ",
+                         *find(pieces[i]), " and ", i, ", expected each piece once"));
   }
 }
 
