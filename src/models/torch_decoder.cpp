@@ -26,7 +26,7 @@ class TorchBackend {
   TorchBackend(const io::ModelConfig& config,
                const at::Tensor& tokens,
                const at::Tensor& cu_seqlens)
-      : config_(config), tokens_(tokens), cu_seqlens_(cu_seqlens.to(tokens.device())) {
+      : config_(config), tokens_(tokens), cu_seqlens_(cu_seqlens) {
     const at::Tensor lengths = cu_seqlens.diff();
     max_length_ = lengths.max().item<int64_t>();
     make_rope(lengths);

@@ -6,6 +6,7 @@
 // Gradient of lse: it adds ds' = p * grad_lse, so dq' = scale * grad_lse * (p k), an attention
 // whose values are the keys, and dk' = scale * p^T (grad_lse q), its dv for the output gradient
 // scale * grad_lse * q. Rarely needed, so two more kernel calls are fine.
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/_flash_attention_backward.h>
 #include <ATen/ops/_flash_attention_forward.h>
 #include <ATen/ops/constant_pad_nd.h>

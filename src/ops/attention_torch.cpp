@@ -3,6 +3,7 @@
 // kSliceScores elements, so memory does not grow with the square of the length. 16-bit operands are
 // widened to float32.
 #include <ATen/Functions.h>
+#include <ATen/TensorOperators.h>
 
 #include <algorithm>
 #include <limits>
