@@ -179,7 +179,7 @@ TEST_F(CudaEngine, SampledTokensAreTheCpus) {
     if (i % 4 == 1) r.sampling.min_p = 0.05;
     if (i % 4 == 2) r.sampling.repetition_penalty = 1.3;
     if (i % 4 == 3) r.sampling.presence_penalty = r.sampling.frequency_penalty = 0.4;
-    if (i == 5) r.sampling.logit_bias = {{7, 3.0}, {8, -1e9}};
+    if (i == 5) r.sampling.logit_bias = {{7, 3.0}, {8, -INFINITY}};
     requests.push_back(r);
   }
   const Outputs expected = run(*cpu, requests), found = run(*cuda, requests);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <optional>
+#include <utility>
 
 #include "base/error.h"
 #include "kernels/qgemm/cuda/gemv_cuda.h"
@@ -78,10 +79,11 @@ CudaBackend::Act CudaBackend::embed(const CudaLinear& embedding) {
 
 CudaBackend::Act CudaBackend::rms_norm(const Act& hidden, const at::Tensor& weight) {
   const Act y = typed(step_.normed, hidden.rows, hidden.width);
+  const bool add = std::exchange(pending_, false);
   if (hidden.rows == 0) return y;
   elementwise::AddNormArgs args;
   args.hidden = static_cast<float*>(hidden.data);
-  args.delta = pending_ ? step_.delta : nullptr;
+  args.delta = add ? step_.delta : nullptr;
   args.weight = weight.const_data_ptr<float>();
   args.y = y.data;
   args.eps = float(step_.config->rms_eps);
@@ -89,14 +91,12 @@ CudaBackend::Act CudaBackend::rms_norm(const Act& hidden, const at::Tensor& weig
   args.c = hidden.width;
   check(elementwise::add_rms_norm(args, elementwise_type(step_.type), step_.stream),
         "add_rms_norm");
-  pending_ = false;
   return y;
 }
 
 void CudaBackend::settle(const Act& hidden) {
-  if (!pending_ || hidden.rows == 0) return;
-  view(hidden).add_(view(typed(step_.delta, hidden.rows, hidden.width)));
-  pending_ = false;
+  if (std::exchange(pending_, false) && hidden.rows > 0)
+    view(hidden).add_(view(typed(step_.delta, hidden.rows, hidden.width)));
 }
 
 CudaBackend::Act CudaBackend::linear(const CudaLinear& weight, const Act& x) {
