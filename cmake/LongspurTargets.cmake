@@ -31,6 +31,9 @@ target_include_directories(longspur_options INTERFACE "${PROJECT_SOURCE_DIR}/src
 target_compile_options(longspur_options INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wconversion>
   $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<BOOL:${LONGSPUR_WERROR}>>:-Werror>)
+# gcc 13's takes every reference that a function with a temporary argument returns for dangling.
+target_compile_options(longspur_options INTERFACE
+  $<$<AND:$<COMPILE_LANG_AND_ID:CXX,GNU>,$<VERSION_GREATER_EQUAL:$<CXX_COMPILER_VERSION>,13>>:-Wno-dangling-reference>)
 if(LONGSPUR_SANITIZE STREQUAL "address")
   target_compile_options(longspur_options INTERFACE
     -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)

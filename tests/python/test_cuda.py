@@ -30,10 +30,26 @@ def generate(longspur, model, *flags):
     return json.loads(out)["tokens"]
 
 
-@pytest.mark.parametrize("flags", [("--compute", "fp32"), ()], ids=["fp32", "default"])
-def test_smollm2_gives_the_same_tokens(longspur, smollm2, flags):
+def logits(longspur, model, tokens, out, *flags):
+    tokens_file = out.with_suffix(".json")
+    tokens_file.write_text(json.dumps(tokens))
+    run(longspur, "logits", "-m", model, "--tokens", tokens_file, "--output", out, *flags)
+    return [load_file(out)[f"logits_{i}"] for i in range(len(tokens))]
+
+
+def test_smollm2_gives_the_same_tokens(longspur, smollm2):
     on_cpu = generate(longspur, smollm2, "--compute", "fp32")
-    assert generate(longspur, smollm2, "--device", "cuda", *flags)[:16] == on_cpu[:16]
+    assert generate(longspur, smollm2, "--device", "cuda", "--compute", "fp32") == on_cpu
+
+
+def test_smollm2_in_bf16_is_close_to_fp32(longspur, smollm2, tmp_path):
+    tokens = generate(longspur, smollm2, "--compute", "fp32", "--ignore-eos")
+    (fp32,) = logits(longspur, smollm2, [tokens], tmp_path / "a", "--compute", "fp32")
+    (bf16,) = logits(longspur, smollm2, [tokens], tmp_path / "b", "--device", "cuda")
+    p, q = fp32.double().log_softmax(-1), bf16.double().log_softmax(-1)
+    kl = (p.exp() * (p - q)).sum(-1).mean().item()
+    print(f"mean KL {kl:.2e}, same top {(p.argmax(-1) == q.argmax(-1)).double().mean():.3f}")
+    assert kl <= 5e-3
 
 
 @pytest.mark.parametrize("name", [n for n in tiny_models.SPECS if "head-dim" not in n])

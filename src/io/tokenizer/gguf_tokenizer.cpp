@@ -118,8 +118,8 @@ class GgufLoader {
   }
 
   void load_byte_level() {
-    const NamedPreTokenizer& named =
-        find_pre_tokenizer(file_.get_string(kPrefix + "pre", "default"));
+    const std::string pre = file_.get_string(kPrefix + "pre", "default");
+    const NamedPreTokenizer& named = find_pre_tokenizer(pre);
     if (named.digits) spec_.pre_tokenizer.push_back(make_digits_step(true));
     spec_.pre_tokenizer.push_back(make_pattern_step(named.pattern));
     spec_.bpe.byte_level = true;

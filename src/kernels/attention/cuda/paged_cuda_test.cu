@@ -223,6 +223,7 @@ TEST(PagedCuda, MatchesDouble) {
       {4, 2, 32, 32, {90, 64, 7}, {2, 1, 1}, 0, false, true},
       {15, 3, 128, 128, {700, 3, 129, 64}, {1, 1, 1, 1}},
       {8, 1, 64, 64, {390}, {1}, 200},
+      {2, 1, 32, 32, {17000, 40}, {1, 1}},  // more splits than a block has threads
   };
   for (const Case& c : cases) {
     Harness<float>(c).run(2e-6);

@@ -231,27 +231,52 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// A block merges the splits of one head, kMergeSplits at a time: first what each is worth, every
+// thread one of them, then the sums, every thread an element.
+constexpr int kMergeThreads = 128;
+constexpr int kMergeSplits = kMergeThreads;
+
 template <class T>
-__global__ void merge_kernel(DecodeArgs args, int64_t splits, int64_t d) {
+__global__ void __launch_bounds__(kMergeThreads)
+    merge_kernel(DecodeArgs args, int64_t splits, int64_t d) {
   let_next_start();
   wait_for_previous();
+  __shared__ float worth[kMergeSplits], scratch[kWarp + 1];
   const int64_t t = blockIdx.x, head = blockIdx.y;
   const float* partial = args.partial + (t * args.heads + head) * splits * (d + 2);
-  float m = -INFINITY;
-  for (int64_t s = 0; s < splits; ++s) m = fmaxf(m, partial[s * (d + 2) + d]);
-  T* out = static_cast<T*>(args.out) + (t * args.heads + head) * d;
-  for (int64_t i = threadIdx.x; i < d; i += blockDim.x) {
-    float o = 0.0f, l = 0.0f;
-#pragma unroll 4
-    for (int64_t s = 0; s < splits; ++s) {
-      const float* split = partial + s * (d + 2);
-      const float split_l = split[d + 1];
-      if (split_l <= 0.0f) continue;  // its o was not written
-      const float scale = __expf(split[d] - m);
-      l += split_l * scale;
-      o += split[i] * scale;
+  float own_max = -INFINITY;
+  for (int64_t s = threadIdx.x; s < splits; s += kMergeThreads)
+    own_max = fmaxf(own_max, partial[s * (d + 2) + d]);
+  const float m = block_max(own_max, scratch);
+  constexpr int kItems = 256 / kMergeThreads;  // of D, a thread
+  float o[kItems] = {}, l = 0.0f;
+  for (int64_t begin = 0; begin < splits; begin += kMergeSplits) {
+    const int count = int(min(int64_t(kMergeSplits), splits - begin));
+    if (int(threadIdx.x) < count) {
+      const float* split = partial + (begin + threadIdx.x) * (d + 2);
+      const float scale = rescale(split[d], split[d + 1], m);
+      worth[threadIdx.x] = scale;
+      l += split[d + 1] * scale;
     }
-    out[i] = from_float<T>(l > 0.0f ? o / l : 0.0f);
+    __syncthreads();
+#pragma unroll 8
+    for (int s = 0; s < count; ++s) {
+      const float scale = worth[s];
+#pragma unroll
+      for (int i = 0; i < kItems; ++i) {
+        const int64_t at = int64_t(threadIdx.x) + i * kMergeThreads;
+        // A split without keys has not written its sums.
+        if (at < d && scale > 0.0f) o[i] += partial[(begin + s) * (d + 2) + at] * scale;
+      }
+    }
+    __syncthreads();
+  }
+  l = block_sum(l, scratch);
+  T* out = static_cast<T*>(args.out) + (t * args.heads + head) * d;
+#pragma unroll
+  for (int i = 0; i < kItems; ++i) {
+    const int64_t at = int64_t(threadIdx.x) + i * kMergeThreads;
+    if (at < d) out[at] = from_float<T>(l > 0.0f ? o[i] / l : 0.0f);
   }
 }
 
@@ -273,7 +298,8 @@ void launch(const DecodeArgs& args,
   else
     launch_overlapped(decode_kernel<T, 32>, grid, dim3(kThreads), stream, args, map, cache);
   const dim3 merge_grid(static_cast<unsigned>(map.t), static_cast<unsigned>(args.heads));
-  launch_overlapped(merge_kernel<T>, merge_grid, dim3(128), stream, args, splits, cache.head_dim);
+  launch_overlapped(merge_kernel<T>, merge_grid, dim3(kMergeThreads), stream, args, splits,
+                    cache.head_dim);
 }
 
 }  // namespace

@@ -60,6 +60,19 @@ __device__ inline float block_sum(float x, float* scratch) {
   return scratch[kWarp];
 }
 
+// The largest over a block, likewise.
+__device__ inline float block_max(float x, float* scratch) {
+  const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
+  const int warps = (int(blockDim.x) + kWarp - 1) / kWarp;
+  x = warp_max(x);
+  if (lane == 0) scratch[warp] = x;
+  __syncthreads();
+  x = scratch[0];
+  for (int i = 1; i < warps; ++i) x = fmaxf(x, scratch[i]);
+  __syncthreads();
+  return x;
+}
+
 // Overlapped launches. A kernel started by launch_overlapped() may begin while its predecessor in
 // the stream still runs: it may load what no kernel of the stream writes (weights), and must call
 // wait_for_previous() in every thread before it touches anything else, for writing too. The call

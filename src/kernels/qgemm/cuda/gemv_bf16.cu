@@ -125,7 +125,8 @@ __global__ void __launch_bounds__(kWarps* kWarp) gemv_kernel(GemvArgs args) {
 
 // Rows a warp: four share the reading of x and keep enough loads in flight; but a matrix of few
 // rows needs its warps spread over the whole chip first (4,096 rows at four a warp fill 8 warps of
-// a multiprocessor's 64), and many tokens need the registers for sums.
+// a multiprocessor's 64). From three tokens on two rows are best: with one, x is read from L1 as
+// often as there are tokens for each weight, with four, the sums take the registers.
 constexpr int64_t kManyRows = 16384;
 
 template <int kTokens, int kRows, bool kSwiGlu>
@@ -140,10 +141,11 @@ template <int kTokens>
 void launch(const GemvArgs& args, cudaStream_t stream) {
   if (args.result == GemvResult::kSwiGlu)
     launch_rows<kTokens, 2, true>(args, stream);
-  else if (args.n < kManyRows)
-    launch_rows<kTokens, 1, false>(args, stream);
+  else if (kTokens <= 2)
+    args.n < kManyRows ? launch_rows<kTokens, 1, false>(args, stream)
+                       : launch_rows<kTokens, 4, false>(args, stream);
   else
-    launch_rows<kTokens, kTokens <= 2 ? 4 : 2, false>(args, stream);
+    launch_rows<kTokens, 2, false>(args, stream);
 }
 
 }  // namespace
