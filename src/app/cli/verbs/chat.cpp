@@ -1,4 +1,6 @@
 // `longspur chat`: a conversation in the terminal; with piped input each line is a message.
+#include <spdlog/spdlog.h>
+
 #include "app/cli/answer.h"
 #include "app/cli/console.h"
 #include "app/cli/interrupt.h"
@@ -119,7 +121,8 @@ int converse(Conversation& conversation, bool terminal) {
 
 int run(const Settings& settings) {
   const bool terminal = stdin_is_terminal();
-  sampling_params(settings);  // a wrong flag is told before anything is loaded
+  // a wrong flag is told before anything is loaded
+  if (sampling_params(settings).logprobs) spdlog::warn("--logprobs: chat does not show them");
   const auto engine = load_engine(engine_options(settings));
   Conversation conversation(settings, *engine);
   if (terminal) write_stderr(kHelp);

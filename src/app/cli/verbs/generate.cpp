@@ -1,4 +1,6 @@
 // `longspur generate`: a prompt to text, streaming; or a file of prompts to a file of answers.
+#include <spdlog/spdlog.h>
+
 #include "app/cli/answer.h"
 #include "app/cli/batch.h"
 #include "app/cli/console.h"
@@ -64,6 +66,7 @@ int run_single(const Settings& settings) {
                   sampling};
   const int64_t prompt_tokens = int64_t(request.prompt.size());
   const bool json = settings.flag("json");
+  if (sampling.logprobs && !json) spdlog::warn("--logprobs: shown only with --json");
   const TimedAnswer timed = run_request(*engine, std::move(request), [&](std::string_view piece) {
     if (!json) write_stdout(piece);
   });
