@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "engine/engine.h"
+#include "engine/machine.h"
 
 namespace longspur::engine {
 
@@ -40,19 +41,34 @@ std::vector<fs::path> model_folders() {
   return folders;
 }
 
-ModelFiles known_model(const KnownModel& model) {
-  std::string looked;
+KnownModelFile find_known(const KnownModel& model) {
+  KnownModelFile found{model.name, model.file, "", {}};
   for (const fs::path& folder : model_folders()) {
     const fs::path path = folder / model.file;
     std::error_code error;
-    if (fs::is_regular_file(path, error)) return {ModelFiles::Kind::kGguf, path.string()};
-    looked += (looked.empty() ? "" : ", ") + folder.string();
+    if (found.path.empty() && fs::is_regular_file(path, error)) found.path = path.string();
+    found.looked.push_back(folder.string());
   }
+  return found;
+}
+
+ModelFiles known_model(const KnownModel& model) {
+  const KnownModelFile found = find_known(model);
+  if (!found.path.empty()) return {ModelFiles::Kind::kGguf, found.path};
+  std::string looked;
+  for (const std::string& folder : found.looked)
+    looked += concat(looked.empty() ? "" : ", ", folder);
   throw Error(concat("model '", model.name, "': ", model.file, " not found in ", looked,
                      "; run `make setup` or set LONGSPUR_MODELS"));
 }
 
 }  // namespace
+
+std::vector<KnownModelFile> known_models() {
+  std::vector<KnownModelFile> found;
+  for (const KnownModel& model : kKnownModels) found.push_back(find_known(model));
+  return found;
+}
 
 ModelFiles resolve_model(const std::string& argument) {
   require(!argument.empty(),

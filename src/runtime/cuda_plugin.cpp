@@ -30,6 +30,14 @@ DeviceMemory memory_of(int device) {
   return memory;
 }
 
+std::string name_of(int device) {
+  require_device(device);
+  std::string name;
+  if (const auto status = kernels::device_name(device, name))
+    throw UnsupportedError(concat("device cuda:", device, ": ", status));
+  return name;
+}
+
 std::unique_ptr<Executor> make(const io::ModelConfig& config,
                                const models::DecoderTensors& tensors,
                                const DeviceExecutorOptions& options,
@@ -43,5 +51,5 @@ std::unique_ptr<Executor> make(const io::ModelConfig& config,
 }  // namespace longspur::runtime
 
 extern "C" __attribute__((visibility("default")))
-const longspur::runtime::DevicePlugin longspur_cuda_plugin_2 = {longspur::runtime::make,
-                                                                longspur::runtime::memory_of};
+const longspur::runtime::DevicePlugin longspur_cuda_plugin_3 = {
+    longspur::runtime::make, longspur::runtime::memory_of, longspur::runtime::name_of};

@@ -11,9 +11,7 @@ namespace longspur::runtime {
 
 namespace fs = std::filesystem;
 
-namespace {
-
-std::string plugin_path() {
+std::string cuda_plugin_path() {
   if (const char* path = std::getenv("LONGSPUR_CUDA_LIBRARY"); path != nullptr && *path != '\0')
     return path;
   std::error_code error;
@@ -21,10 +19,8 @@ std::string plugin_path() {
   return (binary.parent_path().parent_path() / "lib" / "liblongspur_cuda.so").string();
 }
 
-}  // namespace
-
 const DevicePlugin& load_cuda_plugin() {
-  const std::string path = plugin_path();
+  const std::string path = cuda_plugin_path();
   // Never closed: CUDA and torch do not survive being unloaded.
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
 
 #include "io/files/model_config.h"
 #include "models/decoder_tensors.h"
@@ -32,12 +33,16 @@ struct DevicePlugin {
                                     const std::function<void(int64_t)>& progress);
   // Throws UnsupportedError when there is no such device.
   DeviceMemory (*memory)(int device);
+  std::string (*name)(int device);  // "NVIDIA H100 80GB HBM3"; throws likewise
 };
 
 // The table's symbol; its number changes with the border, so that an old library is not taken.
-inline constexpr const char* kCudaPluginSymbol = "longspur_cuda_plugin_2";
+inline constexpr const char* kCudaPluginSymbol = "longspur_cuda_plugin_3";
 
-// Loads liblongspur_cuda.so (LONGSPUR_CUDA_LIBRARY, else ../lib beside the binary's folder) once.
+// $LONGSPUR_CUDA_LIBRARY, else liblongspur_cuda.so in ../lib beside the binary's folder.
+std::string cuda_plugin_path();
+
+// Loads that library once.
 // Throws UnsupportedError naming where it looked and what the loader said.
 const DevicePlugin& load_cuda_plugin();
 

@@ -1,6 +1,7 @@
-"""The verbs that measure and explain: inspect and bench."""
+"""The verbs that measure and explain: inspect, doctor and bench."""
 
 import json
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -85,6 +86,52 @@ def test_inspect_refuses_what_is_not_there(run_longspur, tmp_path):
     failed_in_one_line(run_longspur("inspect", tmp_path / "none.gguf"), 1, "none.gguf")
     failed_in_one_line(run_longspur("inspect", tmp_path), 1, "config.json")
     failed_in_one_line(run_longspur("inspect", "--device", "gpu"), 2, "gpu")
+
+
+# --- doctor
+
+
+def test_doctor_finds_the_machine_in_order(longspur_json, smollm2):
+    found = longspur_json("doctor")
+    assert found["ok"] is True and all(test["passed"] for test in found["self_test"])
+    assert {test["name"].split()[0] for test in found["self_test"]} == {
+        "qgemm",
+        "attention",
+        "sampling",
+    }
+    assert found["cpu"]["threads"] == len(os.sched_getaffinity(0))
+    assert found["memory"]["total_bytes"] > found["memory"]["available_bytes"] > 0
+    assert set(found["kernels"]) == {"qgemm", "attention"}
+    assert found["build"].startswith("longspur ")
+
+
+def test_doctor_says_where_it_looked(longspur_json, tmp_path):
+    environment = {**os.environ, "LONGSPUR_MODELS": str(tmp_path)}
+    (tmp_path / "smollm2-135m-instruct-q4_1.gguf").write_bytes(b"")
+    model = longspur_json("doctor", env=environment)["models"][0]
+    assert model["path"] == str(tmp_path / model["file"])
+    assert model["looked_in"][0] == str(tmp_path)
+
+
+def test_doctor_without_a_gpu_library_says_why(longspur_json, tmp_path):
+    library = tmp_path / "none.so"
+    environment = {**os.environ, "LONGSPUR_CUDA_LIBRARY": str(library)}
+    cuda = longspur_json("doctor", env=environment)["cuda"]
+    assert cuda["available"] is False and cuda["loaded"] is False and cuda["devices"] == []
+    assert str(library) in cuda["reason"]
+
+
+def test_doctor_sees_fewer_threads_when_it_has_fewer(longspur_json):
+    one = min(os.sched_getaffinity(0))
+    found = longspur_json("doctor", preexec_fn=lambda: os.sched_setaffinity(0, {one}))
+    assert found["cpu"]["threads"] == 1
+
+
+def test_doctor_for_people(run_longspur):
+    done = run_longspur("doctor")
+    assert done.returncode == 0 and done.stderr == b""
+    for word in (b"processor", b"kernels", b"huge pages", b"model", b"self-test"):
+        assert word in done.stdout
 
 
 # --- bench

@@ -11,6 +11,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string_view>
 
 #include "base/thread_pool.h"
 
@@ -79,6 +80,10 @@ void paged_attention(Team& team,
                      const BatchShape& shape,
                      const PagedKv& kv,
                      std::byte* workspace);
+
+// The instruction set in use: "avx512bf16", "avx512", "avx2" or "portable".
+std::string_view active_isa();
+void limit_isa(std::string_view isa);  // for tests; throws Error on an unknown or unavailable name
 
 // Reference: plain loops in double over the same pages; the oracle of the tests.
 void paged_attention_ref(const AttentionArgs& args, const BatchShape& shape, const PagedKv& kv);

@@ -80,7 +80,5 @@ const KernelTable* table_portable();
 
 // The table in use, and for tests a way to lower it ("avx512bf16", "avx512", "avx2", "portable").
 const KernelTable& active_table();
-std::string_view active_isa();
-void limit_isa(std::string_view isa);  // throws Error on an unknown or unavailable name
 
 }  // namespace longspur::kernels::attention

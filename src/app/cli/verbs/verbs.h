@@ -9,6 +9,7 @@ namespace longspur::app::cli {
 Verb bench_verb();
 Verb chat_verb();
 Verb completion_verb();
+Verb doctor_verb();
 Verb generate_verb();
 Verb inspect_verb();
 Verb logits_verb();

@@ -24,6 +24,13 @@ CudaStatus device_count(int& count) {
 
 CudaStatus use_device(int device) { return status_of(cudaSetDevice(device)); }
 
+CudaStatus device_name(int device, std::string& name) {
+  cudaDeviceProp properties{};
+  const CudaStatus status = status_of(cudaGetDeviceProperties(&properties, device));
+  name = properties.name;
+  return status;
+}
+
 CudaStatus device_memory(int device, int64_t& free, int64_t& total) {
   int before = 0;
   if (const CudaStatus status = status_of(cudaGetDevice(&before))) return status;

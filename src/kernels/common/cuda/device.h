@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "kernels/common/cuda/status.h"
 
@@ -12,6 +13,7 @@ CudaStatus device_count(int& count);
 // Makes launches of this thread go to `device`; torch's own choice is not seen here, because the
 // kernels are linked with a CUDA runtime of their own.
 CudaStatus use_device(int device);
+CudaStatus device_name(int device, std::string& name);
 CudaStatus device_memory(int device, int64_t& free, int64_t& total);
 
 // Launches of one stream, recorded. Between begin() and end() the stream only records: nothing
