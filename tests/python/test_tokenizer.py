@@ -259,3 +259,67 @@ def test_every_code_point_normalized(probe, tmp_path, form):
     # alone, composed with marks, as a mark between others, as a Hangul part
     texts = code_point_texts("? a?\u0323e\u0302?\u0327.?\u0301\u1100?\u11a8?\u0345?")
     compare_ids(probe, model, oracle, texts, both=False)
+
+
+# ---- refused files
+
+
+def write_gguf(path: Path, **changes) -> None:
+    """A small llama vocabulary; `changes` replace values, None leaves a key out."""
+    values = {
+        "model": "llama",
+        "tokens": ["<unk>", "<s>", "</s>", "<0x41>", "▁", "a", "b", "ab"],
+        "scores": [0.0, 0.0, 0.0, 0.0, -1.0, -2.0, -3.0, -0.5],
+        "token_type": [2, 3, 3, 6, 1, 1, 1, 1],
+        "bos_token_id": 1,
+        "merges": None,
+        "pre": None,
+        **changes,
+    }
+    writer = kinds.gguf.GGUFWriter(path, "llama")
+    for key, value in values.items():
+        name = f"tokenizer.ggml.{key}"
+        if isinstance(value, str):
+            writer.add_string(name, value)
+        elif isinstance(value, int):
+            writer.add_int32(name, value)
+        elif value is not None:
+            writer.add_array(name, value)
+    kinds.finish(writer)
+
+
+def test_small_gguf_loads(probe, tmp_path):
+    write_gguf(tmp_path / "model.gguf")
+    (answer,) = probe(tmp_path / "model.gguf", [{"text": "ab A"}])
+    assert answer["ids"] == [4, 7, 4, 3]
+
+
+BPE = {"model": "gpt2", "tokens": ["a", "b", "ab"], "scores": None, "token_type": [1, 1, 1]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": None}, "tokenizer.ggml.model"),
+        ({"model": "t5"}, "found 't5', expected gpt2 or llama"),
+        ({"tokens": None}, "tokenizer.ggml.tokens: not found"),
+        ({"tokens": ["a", "a", "</s>", "<0x41>", "▁", "x", "b", "ab"]}, "found the piece 'a'"),
+        ({"tokens": ["<unk>", "<s>", "</s>", "<0xZZ>", "▁", "a", "b", "ab"]}, "<0xZZ>"),
+        ({"tokens": ["<unk>", "<s>", "</s>", "\n\x1b[2J", "▁", "a", "b", "ab"]}, "\\x1b[2J"),
+        ({"scores": [0.0]}, "scores: found 1 entries, expected 8"),
+        ({"scores": None}, "scores: found 0 entries, expected 8"),
+        ({"scores": [float("nan")] * 8}, "NaN"),
+        ({"token_type": [1]}, "token_type: found 1 entries, expected 8"),
+        ({"token_type": [9] * 8}, "found 9, expected 0 to 6"),
+        ({"bos_token_id": 8}, "bos_token_id: found 8, expected 0 to 7"),
+        ({"bos_token_id": -7}, "bos_token_id: found -7"),
+        ({**BPE, "bos_token_id": None}, "merges: not found"),
+        ({**BPE, "bos_token_id": None, "merges": ["a"]}, "expected two pieces"),
+        ({**BPE, "bos_token_id": None, "merges": ["a c"]}, "found 'c'"),
+        ({**BPE, "bos_token_id": None, "merges": ["b a"]}, "found 'ba'"),
+        ({**BPE, "bos_token_id": None, "merges": ["a b"], "pre": "odd"}, "found 'odd'"),
+    ],
+)
+def test_bad_gguf(refusal, tmp_path, changes, message):
+    write_gguf(tmp_path / "model.gguf", **changes)
+    assert message in refusal(tmp_path / "model.gguf")
