@@ -44,7 +44,10 @@ inline void store_row(const Rows& rows,
   }
 }
 
-inline void zero_floats(float* x, int64_t n) { std::memset(x, 0, size_t(n) * sizeof(float)); }
+// x may be null when there is nothing to do.
+inline void zero_floats(float* x, int64_t n) {
+  if (n > 0) std::memset(x, 0, size_t(n) * sizeof(float));
+}
 
 // `count` rows of one head from `token` on, padded with zeros to [padded_count, padded_dim].
 inline void load_rows(const ConstRows& rows,
