@@ -104,6 +104,7 @@ SafetensorsWriter::~SafetensorsWriter() {
 }
 
 void SafetensorsWriter::append(std::span<const std::byte> bytes) {
+  if (bytes.empty()) return;  // whose pointer may be null
   written_ += int64_t(bytes.size());
   LONGSPUR_ASSERT(written_ <= expected_);
   if (std::fwrite(bytes.data(), 1, bytes.size(), file_) != bytes.size())
