@@ -138,7 +138,6 @@ class BpeTokenizer final : public Tokenizer {
   }
 
   void check_size(std::string_view text) const {
-    constexpr size_t kMaxTextBytes = size_t(1) << 30;  // positions have 32 bits; "▁" takes three
     require(text.size() <= kMaxTextBytes, "text: found ", text.size(), " bytes, expected at most ",
             kMaxTextBytes);
   }

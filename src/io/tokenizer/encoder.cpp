@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstring>
 
+#include "base/error.h"
 #include "io/tokenizer/vocabulary.h"
 
 namespace longspur::io {
@@ -88,7 +89,11 @@ void Encoder::encode_raw_part(std::string_view part,
 std::string Encoder::normalize(std::string_view text, std::vector<SpecialRange>& ranges) const {
   const auto apply = [&](std::string_view from, bool continued) {
     std::string out(from);
-    for (const auto& step : pipeline_.normalizer) step->apply(out, continued);
+    for (const auto& step : pipeline_.normalizer) {
+      step->apply(out, continued);
+      require(out.size() <= kMaxTextBytes, "normalized text: found ", out.size(),
+              " bytes, expected at most ", kMaxTextBytes);
+    }
     return out;
   };
   std::string whole = apply(text, false);

@@ -14,6 +14,9 @@
 
 namespace longspur::io {
 
+// Positions have 32 bits, and a pre-tokenizer may write three bytes for one.
+inline constexpr size_t kMaxTextBytes = size_t(1) << 30;
+
 struct Pipeline {
   AddedTokenMatcher raw;         // tokens looked for in the text as it is
   AddedTokenMatcher normalized;  // tokens looked for after normalization
