@@ -20,6 +20,7 @@ namespace longspur::kernels::attention::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kBlocksAMultiprocessor = 2;  // at least: caps the registers
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kElements = 8;  // of D, a lane
 constexpr int kHeads = 4;     // query heads a block
@@ -122,7 +123,7 @@ __device__ void attend(const DecodeArgs& args,
                        const PagedCache& cache,
                        const Work& work,
                        SoftmaxState (&state)[kHeads]) {
-  constexpr int kGroups = kThreads / kLanes, kTurns = sizeof(T) == 2 ? 4 : 2;
+  constexpr int kGroups = kThreads / kLanes, kTurns = 2;
   const int64_t d = cache.head_dim;
   const int group = int(threadIdx.x) / kLanes, lane = int(threadIdx.x) % kLanes;
   const bool active = lane * kElements < d;
@@ -177,7 +178,7 @@ __device__ void attend(const DecodeArgs& args,
 }
 
 template <class T, int kLanes>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksAMultiprocessor)
     decode_kernel(DecodeArgs args, TokenMap map, PagedCache cache) {
   let_next_start();
   wait_for_previous();
