@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -86,6 +88,28 @@ def test_inspect_refuses_what_is_not_there(run_longspur, tmp_path):
     failed_in_one_line(run_longspur("inspect", tmp_path / "none.gguf"), 1, "none.gguf")
     failed_in_one_line(run_longspur("inspect", tmp_path), 1, "config.json")
     failed_in_one_line(run_longspur("inspect", "--device", "gpu"), 2, "gpu")
+
+
+def test_inspect_reads_rope_and_window_of_folders(longspur_json, tmp_path):
+    pytest.importorskip("transformers")
+    import tiny_models
+
+    model = tiny_models.build("qwen2-window")
+    tiny_models.save(model, tmp_path / "window", shards=2)
+    shown = longspur_json("inspect", tmp_path / "window")
+    assert shown["architecture"] == "qwen2" and shown["format"] == "safetensors"
+    assert (shown["sliding_window"], shown["sliding_window_layers"]) == (21, 2)
+    assert shown["parameters"] == sum(p.numel() for p in model.parameters())
+    assert shown["tokenizer"] is None and shown["chat_template"] is False
+    tiny_models.save(tiny_models.build("llama-yarn"), tmp_path / "yarn")
+    rope = longspur_json("inspect", tmp_path / "yarn")["rope"]
+    assert (rope["scaling"], rope["factor"], rope["original_context"]) == ("yarn", 4, 64)
+
+
+def test_inspect_without_the_device_fails(run_longspur, smollm2, tmp_path):
+    environment = {**os.environ, "LONGSPUR_CUDA_LIBRARY": str(tmp_path / "none.so")}
+    done = run_longspur("inspect", smollm2, "--device", "cuda", env=environment)
+    failed_in_one_line(done, 1, "device cuda", "none.so")
 
 
 # --- doctor
@@ -182,6 +206,27 @@ def test_bench_output_is_tried_before_measuring(run_longspur, smollm2, tmp_path)
     done = run_longspur("bench", "-m", smollm2, "--output", tmp_path / "no" / "x.json", timeout=10)
     failed_in_one_line(done, 1, "x.json")
     failed_in_one_line(run_longspur("bench", "-m", smollm2, "--output", tmp_path), 1, "folder")
+
+
+def test_bench_default_lengths_shrink_to_the_context(longspur_json, tmp_path):
+    pytest.importorskip("transformers")
+    import tiny_models
+
+    tiny_models.save(tiny_models.build("llama"), tmp_path / "tiny")
+    options = ("--tokens", 4, "--repeat", 1, "--batch", "1,2")
+    found = longspur_json("bench", "-m", tmp_path / "tiny", *options)
+    assert [(row["context"], row["batch"]) for row in found["rows"]] == [(250, 1), (250, 2)]
+    assert found["start"] is None  # no tokenizer, no text to begin with
+
+
+def test_bench_stops_when_asked(longspur, smollm2):
+    command = [longspur, "bench", "-m", smollm2, "--lengths", "4000", "--repeat", "1000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stderr.readline()  # the first progress: handlers are there
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and out == b""
+    assert error.endswith(b"longspur: interrupted\n")
 
 
 # The baseline is played by a script, so that the comparison is tested where llama.cpp is not.

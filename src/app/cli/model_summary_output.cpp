@@ -54,7 +54,8 @@ std::string size_text(int64_t bytes) {
 
 std::string count_text(int64_t count) {
   if (count >= 1'000'000'000) return fmt::format("{:.2f} G", double(count) / 1e9);
-  return fmt::format("{:.1f} M", double(count) / 1e6);
+  if (count >= 1'000'000) return fmt::format("{:.1f} M", double(count) / 1e6);
+  return fmt::format("{}", count);
 }
 
 std::string line(std::string_view what, const std::string& value) {
