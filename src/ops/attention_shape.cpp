@@ -14,10 +14,13 @@ namespace {
 
 void check_heads(const AttentionArgs& args) {
   const auto heads = args.q.sym_size(1), kv_heads = args.k.sym_size(1), dim = args.q.sym_size(2);
-  require(dim > 0, "attention: q: found ", shown_shape(args.q),
-          ", expected [Tq, H, D] with D at least 1");
-  require(heads > 0 && kv_heads > 0 && heads % kv_heads == 0, "attention: heads: found ", heads,
-          " of q and ", kv_heads, " of k, expected a multiple of k's, at least 1");
+  if (dim <= 0) {
+    throw Error(concat("attention: q: found ", shown_shape(args.q),
+                       ", expected [Tq, H, D] with D at least 1"));
+  }
+  require(heads > 0 && kv_heads > 0 && heads % kv_heads == 0, "attention: heads: found ",
+          shown_size(heads), " of q and ", shown_size(kv_heads),
+          " of k, expected a multiple of k's, at least 1");
 }
 
 }  // namespace
@@ -29,15 +32,18 @@ void check_attention(const AttentionArgs& args) {
   check_floating(op, "q", args.q);
   check_like(op, "k", args.k, "q", args.q);
   check_like(op, "v", args.v, "q", args.q);
-  require(args.k.sym_size(2) == args.q.sym_size(2), "attention: k: found ", shown_shape(args.k),
-          ", expected [Tk, Hkv, D] with D = ", args.q.sym_size(2), " as q has");
+  if (args.k.sym_size(2) != args.q.sym_size(2)) {
+    throw Error(concat("attention: k: found ", shown_shape(args.k),
+                       ", expected [Tk, Hkv, D] with D = ", shown_size(args.q.sym_size(2)),
+                       " as q has"));
+  }
   check_shape(op, "v", args.v, args.k.sym_sizes(), "k's shape");
   check_heads(args);
   check_cu_seqlens_form(op, "cu_seqlens_q", args.cu_seqlens_q, args.q);
   check_cu_seqlens_form(op, "cu_seqlens_k", args.cu_seqlens_k, args.q);
   require(args.cu_seqlens_q.sym_size(0) == args.cu_seqlens_k.sym_size(0),
-          "attention: cu_seqlens_k: found ", args.cu_seqlens_k.sym_size(0), " entries, expected ",
-          args.cu_seqlens_q.sym_size(0), " as cu_seqlens_q has");
+          "attention: cu_seqlens_k: found ", shown_size(args.cu_seqlens_k.sym_size(0)),
+          " entries, expected ", shown_size(args.cu_seqlens_q.sym_size(0)), " as cu_seqlens_q has");
   check_at_least(op, "max_seqlen_q", args.max_seqlen_q, 0);
   check_at_least(op, "max_seqlen_k", args.max_seqlen_k, 0);
   require(!args.scale || std::isfinite(*args.scale), "attention: scale: found ",

@@ -1,5 +1,7 @@
 #include "ops/checks.h"
 
+#include <optional>
+
 #include "base/error.h"
 
 namespace longspur::ops {
@@ -8,7 +10,7 @@ namespace {
 
 std::string shown(c10::SymIntArrayRef shape) {
   std::string text = "[";
-  for (const c10::SymInt& size : shape) text += concat(text.size() > 1 ? ", " : "", size);
+  for (const c10::SymInt& size : shape) text += (text.size() > 1 ? ", " : "") + shown_size(size);
   return text + "]";
 }
 
@@ -34,6 +36,13 @@ std::string_view shown(at::ScalarType dtype) {
 
 }  // namespace
 
+// Not torch's operator<<: a stream of ours in torch's code needs both to use one copy of the C++
+// library, which a toolchain that links it statically does not give.
+std::string shown_size(const c10::SymInt& size) {
+  const std::optional<int64_t> known = size.maybe_as_int();
+  return known ? std::to_string(*known) : size.toSymNode()->str();
+}
+
 std::string shown_shape(const at::Tensor& tensor) { return shown(tensor.sym_sizes()); }
 
 void check_dim(std::string_view op,
@@ -41,8 +50,8 @@ void check_dim(std::string_view op,
                const at::Tensor& tensor,
                int64_t dim,
                std::string_view form) {
-  require(tensor.dim() == dim, op, ": ", name, ": found shape ", shown_shape(tensor), ", expected ",
-          form);
+  if (tensor.dim() == dim) return;  // the message is dear: not on the way of every call
+  throw Error(concat(op, ": ", name, ": found shape ", shown_shape(tensor), ", expected ", form));
 }
 
 void check_shape(std::string_view op,
@@ -50,8 +59,9 @@ void check_shape(std::string_view op,
                  const at::Tensor& tensor,
                  c10::SymIntArrayRef shape,
                  std::string_view meaning) {
-  require(tensor.sym_sizes() == shape, op, ": ", name, ": found shape ", shown_shape(tensor),
-          ", expected ", shown(shape), ", ", meaning);
+  if (tensor.sym_sizes() == shape) return;
+  throw Error(concat(op, ": ", name, ": found shape ", shown_shape(tensor), ", expected ",
+                     shown(shape), ", ", meaning));
 }
 
 void check_dtype(std::string_view op,

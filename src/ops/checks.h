@@ -10,6 +10,7 @@
 
 namespace longspur::ops {
 
+std::string shown_size(const c10::SymInt& size);
 std::string shown_shape(const at::Tensor& tensor);  // "[3, 4]"
 
 void check_dim(std::string_view op,
