@@ -1,5 +1,6 @@
 """jinja2 set up as transformers sets it up for chat templates: the oracle of the engine's tests."""
 
+import copy
 import json
 from datetime import UTC, datetime
 from typing import ClassVar
@@ -83,5 +84,5 @@ def render(request: dict) -> str:
         add_generation_prompt=request.get("add_generation_prompt", True),
         bos_token=request.get("bos_token", ""),
         eos_token=request.get("eos_token", ""),
-        **request.get("extra", {}),
+        **copy.deepcopy(request.get("extra", {})),  # the indent filter changes lists in place
     )

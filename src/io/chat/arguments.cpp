@@ -29,6 +29,14 @@ Parameters::Parameters(std::string_view function,
   }
 }
 
+Parameters Parameters::positional(std::string_view function,
+                                  const Arguments& given,
+                                  std::initializer_list<std::string_view> names,
+                                  size_t needed) {
+  require(given.named.empty(), function, "() takes no keyword arguments");
+  return {function, given, names, needed};
+}
+
 Integer Parameters::integer(size_t i, Integer fallback) const {
   if (!has_value(i)) return fallback;
   require_defined(at(i));

@@ -18,6 +18,12 @@ class Parameters {
              std::initializer_list<std::string_view> names,
              size_t needed = 0);
 
+  // The same for functions that know no names.
+  static Parameters positional(std::string_view function,
+                               const Arguments& given,
+                               std::initializer_list<std::string_view> names,
+                               size_t needed = 0);
+
   bool has(size_t i) const { return values_[i] != nullptr; }
   bool has_value(size_t i) const { return has(i) && !values_[i]->is_none(); }  // and not None
   const Value& at(size_t i) const { return *values_[i]; }

@@ -163,6 +163,7 @@ struct For {
   Body body, otherwise;
   bool recursive;
   bool uses_loop;
+  std::vector<int> hidden, hidden_otherwise;  // names that are undefined at first (scoping.h)
 };
 struct Set {
   Target target;
@@ -172,16 +173,19 @@ struct SetBlock {
   Target target;
   ExprPtr filters;  // Postfix without base, or null
   Body body;
+  std::vector<int> hidden;
 };
 struct With {
   std::vector<std::pair<Target, ExprPtr>> values;
   Body body;
+  std::vector<int> hidden;
 };
 struct MacroDefinition {
   int id;
   std::string name;
   Signature signature;
   Body body;
+  std::vector<int> hidden;
 };
 struct CallBlock {
   ExprPtr call;  // Postfix whose last step is a Call
@@ -190,9 +194,11 @@ struct CallBlock {
 struct FilterBlock {
   ExprPtr filters;
   Body body;
+  std::vector<int> hidden;
 };
 struct Generation {
   Body body;
+  std::vector<int> hidden;
 };
 struct Break {};
 struct Continue {};
@@ -217,7 +223,9 @@ struct Statement {
 
 struct Template {
   Body body;
+  std::vector<int> hidden;
   std::vector<std::string> names;  // by id
+  int loop_id, caller_id, varargs_id, kwargs_id;
 };
 
 }  // namespace longspur::io::chat

@@ -17,14 +17,14 @@ bool all_digits(std::string_view text) {
 
 }  // namespace
 
-AttributePath::AttributePath(const Value& attribute, Value fallback)
+AttributePath::AttributePath(Budget& budget, const Value& attribute, Value fallback)
     : fallback_(std::move(fallback)) {
   if (attribute.is_none()) return;
   if (!attribute.is_text()) {
     parts_.push_back(attribute);
     return;
   }
-  for (Text& part : split(attribute.as_text(), Text(".", true), -1, false)) {
+  for (Text& part : split(budget, attribute.as_text(), Text(".", true), -1, false)) {
     if (all_digits(part.bytes())) {
       parts_.push_back(Value::integer(*parse_integer(part.bytes(), 10)));
     } else {
@@ -42,14 +42,14 @@ Value AttributePath::get(Interpreter& in, Value item) const {
   return item;
 }
 
-std::vector<AttributePath> attribute_paths(const Value& attribute) {
+std::vector<AttributePath> attribute_paths(Budget& budget, const Value& attribute) {
   std::vector<AttributePath> out;
   if (!attribute.is_text()) {
-    out.emplace_back(attribute);
+    out.emplace_back(budget, attribute);
     return out;
   }
-  for (Text& part : split(attribute.as_text(), Text(",", true), -1, false)) {
-    out.emplace_back(Value::text(std::move(part)));
+  for (Text& part : split(budget, attribute.as_text(), Text(",", true), -1, false)) {
+    out.emplace_back(budget, Value::text(std::move(part)));
   }
   return out;
 }

@@ -10,7 +10,7 @@ namespace longspur::io::chat {
 class AttributePath {
  public:
   AttributePath() = default;
-  explicit AttributePath(const Value& attribute, Value fallback = Value());
+  AttributePath(Budget& budget, const Value& attribute, Value fallback = Value());
   // What the path leads to; the fallback, unless it is None, stands for what is undefined.
   Value get(Interpreter& in, Value item) const;
 
@@ -20,7 +20,7 @@ class AttributePath {
 };
 
 // "age,name": a path for each.
-std::vector<AttributePath> attribute_paths(const Value& attribute);
+std::vector<AttributePath> attribute_paths(Budget& budget, const Value& attribute);
 
 // Lower case of a string, other values as they are: the key under which filters compare.
 Value ignore_case(Interpreter& in, const Value& value);

@@ -98,6 +98,8 @@ class ParsedTemplate : public ChatTemplate {
     interpreter.define("add_generation_prompt", Value::boolean(input.add_generation_prompt));
     interpreter.define("bos_token", Value::text(input.bos_token, true));
     interpreter.define("eos_token", Value::text(input.eos_token, true));
+    require(input.extra.is_object() || input.extra.is_null(), "found ", input.extra.type_name(),
+            " as extra variables, expected an object");
     for (const auto& [name, json] : input.extra.items()) {
       interpreter.define(name, importer.value(json));
     }

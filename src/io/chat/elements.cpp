@@ -51,7 +51,7 @@ Bounds bounds(Integer size, const Value* start, const Value* stop, const Value* 
   const auto given = [](const Value* value) { return value != nullptr && !value->is_none(); };
   Integer by = given(step) ? step->as_integer() : 1;
   require(by != 0, "slice step cannot be zero");
-  by = std::clamp<Integer>(by, -size - 1, size + 1);  // a longer one takes the same elements
+  by = std::clamp<Integer>(by, -INT64_MAX, INT64_MAX);  // a longer one takes the same elements
   const auto clip = [&](const Value* value, Integer fallback) {
     if (!given(value)) return fallback;
     Integer at = value->as_integer();
@@ -114,11 +114,12 @@ std::vector<Value> iterate(Budget& budget, const Value& value) {
     return view_items(**view);
   }
   if (const auto* stream = std::get_if<std::shared_ptr<Stream>>(&value.data)) {
-    Stream& source = **stream;
-    std::vector<Value> rest(source.items.begin() + static_cast<ptrdiff_t>(source.next),
-                            source.items.end());
-    budget.allocate(items_bytes(rest.size()));
-    source.next = source.items.size();
+    const std::shared_ptr<Stream> source = *stream;
+    std::vector<Value> rest;
+    while (std::optional<Value> next = source->pull()) {
+      budget.allocate(items_bytes(1));
+      rest.push_back(std::move(*next));
+    }
     return rest;
   }
   if (const auto* range = std::get_if<std::shared_ptr<const Range>>(&value.data)) {
@@ -177,18 +178,20 @@ Value get_slice(
     Budget& budget, const Value& value, const Value* start, const Value* stop, const Value* step) {
   require_defined(value);
   const auto* range = std::get_if<std::shared_ptr<const Range>>(&value.data);
-  const auto usable = [](const Value* bound) {
-    return bound == nullptr || bound->is_none() || bound->is_integral();
-  };
-  if (!(value.is_text() || value.is_sequence() || range != nullptr) || !usable(start) ||
-      !usable(stop) || !usable(step)) {
-    return missing(value, "of a slice");
+  if (value.is_dict()) fail("unhashable type: 'slice'");
+  if (!value.is_text() && !value.is_sequence() && range == nullptr) {
+    fail("'", type_name(value), "' object is not subscriptable");
+  }
+  for (const Value* bound : {start, stop, step}) {
+    require(bound == nullptr || bound->is_none() || bound->is_integral(),
+            "slice indices must be integers or None");
   }
   const Bounds cut = bounds(length(budget, value), start, stop, step);
   if (value.is_text()) return slice_text(budget, value, cut);
   if (range != nullptr) {
     Range part{(*range)->at(cut.start), (*range)->at(cut.stop), (*range)->step};
-    if (cut.count > 1) part.step *= cut.step;  // else it could grow without bound
+    const Integer step = part.step * cut.step;
+    if (step >= INT64_MIN && step <= INT64_MAX) part.step = step;  // else it would grow for ever
     return {Value::Data(std::make_shared<const Range>(part)), value.special};
   }
   const Sequence& sequence = value.as_sequence();

@@ -118,7 +118,14 @@ Value file_size(Interpreter&, const Value& value, Arguments& given) {
   const Parameters p("filesizeformat", given, {"binary"});
   const bool binary = p.flag(0, false);
   const double base = binary ? 1024 : 1000;
-  const double bytes = value.is_text() ? parse_real(value.bytes()).value_or(0) : value.as_double();
+  require_defined(value);
+  std::optional<double> parsed;
+  if (value.is_text()) parsed = parse_real(value.bytes());
+  if (value.is_number()) parsed = value.as_double();
+  require(parsed.has_value(), "filesizeformat: found a '", type_name(value),
+          "' object that is no number");
+  const double bytes = *parsed;
+  require(std::fabs(bytes) < kLargestInteger, "filesizeformat: the number is out of range");
   if (bytes == 1) return Value::text("1 Byte", value.special);
   if (bytes < base) {
     return Value::text(concat(integer_text(static_cast<Integer>(bytes)), " Bytes"), value.special);

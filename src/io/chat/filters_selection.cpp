@@ -1,4 +1,6 @@
 // map, select and reject, which apply other filters and tests by name.
+#include <algorithm>
+
 #include "io/chat/arguments.h"
 #include "io/chat/attribute_path.h"
 #include "io/chat/builtins.h"
@@ -14,60 +16,81 @@ std::string name_from(const Value& value, const char* kind) {
   return value.bytes();
 }
 
-Value map_attribute(Interpreter& in, const Value& value, Arguments& given) {
-  const Parameters p("map", given, {"attribute", "default"}, 1);
-  const AttributePath path(p.at(0), p.or_else(1, Value()));
-  std::vector<Value> out;
-  for (const Value& item : iterate(in.budget(), value)) out.push_back(path.get(in, item));
-  return make_stream(std::move(out), value.special);
+int deepest(const Arguments& given) {
+  int depth = 0;
+  for (const Value& value : given.positional) depth = std::max(depth, depth_of(value));
+  for (const auto& entry : given.named) depth = std::max(depth, depth_of(entry.second));
+  return depth;
 }
 
-Value map_filter(Interpreter& in, const Value& value, Arguments& given) {
-  if (!truthy(value)) return make_stream({}, value.special);
+// A generator over the items of a value. jinja2's look at nothing before they are asked, not even
+// at whether they can be iterated; those that start with a false value stay empty.
+Value lazily(Interpreter& in,
+             const Value& value,
+             const Arguments& given,
+             std::function<bool(Value&)> step) {
+  const auto start = [&in, value] {
+    return truthy(value) ? iterate(in.budget(), value) : std::vector<Value>();
+  };
+  return make_stream(start, std::move(step), std::max(depth_of(value), deepest(given)),
+                     value.special);
+}
+
+std::function<bool(Value&)> map_step(Interpreter& in, const Arguments& given) {
   if (given.positional.empty()) {
     require(!given.named.empty(), "map requires a filter argument");
-    return map_attribute(in, value, given);
+    const Parameters p("map", given, {"attribute", "default"}, 1);
+    return [&in, path = AttributePath(in.budget(), p.at(0), p.or_else(1, Value()))](Value& item) {
+      item = path.get(in, item);
+      return true;
+    };
   }
   const std::string name = name_from(given.positional[0], "filter");
   const Filter filter = find_filter(name);
   require(filter != nullptr, "no filter named '", name, "'");
-  const Arguments rest{{given.positional.begin() + 1, given.positional.end()}, given.named};
-  std::vector<Value> out;
-  for (const Value& item : iterate(in.budget(), value)) {
+  Arguments rest{{given.positional.begin() + 1, given.positional.end()}, given.named};
+  return [&in, filter, rest = std::move(rest)](Value& item) {
     in.budget().spend(1);
     Arguments each = rest;
-    out.push_back(filter(in, item, each));
-  }
-  in.budget().allocate(items_bytes(out.size()));
-  return make_stream(std::move(out), value.special);
+    item = filter(in, item, each);
+    return true;
+  };
 }
 
 // Keeps the items whose test (or truth) is `wanted`; by_attribute: of an attribute of theirs.
 template <bool wanted, bool by_attribute>
-Value select(Interpreter& in, const Value& value, Arguments& given) {
-  if (!truthy(value)) return make_stream({}, value.special);
+std::function<bool(Value&)> select_step(Interpreter& in, const Arguments& given) {
   const size_t offset = by_attribute ? 1 : 0;
   require(given.positional.size() >= offset, "missing parameter for attribute name");
-  const AttributePath path = by_attribute ? AttributePath(given.positional[0]) : AttributePath();
-  Test test = nullptr;
-  Arguments rest;
-  if (given.positional.size() > offset) {
-    const std::string name = name_from(given.positional[offset], "test");
-    test = find_test(name);
-    require(test != nullptr, "no test named '", name, "'");
-    rest = {{given.positional.begin() + static_cast<ptrdiff_t>(offset) + 1, given.positional.end()},
-            given.named};
+  AttributePath path =
+      by_attribute ? AttributePath(in.budget(), given.positional[0]) : AttributePath();
+  if (given.positional.size() <= offset) {
+    return [&in, path = std::move(path)](Value& item) {
+      in.budget().spend(1);
+      return truthy(path.get(in, item)) == wanted;
+    };
   }
-  std::vector<Value> out;
-  for (Value& item : iterate(in.budget(), value)) {
+  const std::string name = name_from(given.positional[offset], "test");
+  const Test test = find_test(name);
+  require(test != nullptr, "no test named '", name, "'");
+  Arguments rest{
+      {given.positional.begin() + static_cast<ptrdiff_t>(offset) + 1, given.positional.end()},
+      given.named};
+  return [&in, path = std::move(path), test, rest = std::move(rest)](Value& item) {
     in.budget().spend(1);
-    const Value subject = path.get(in, item);
     Arguments each = rest;
-    if ((test != nullptr ? test(in, subject, each) : truthy(subject)) == wanted) {
-      out.push_back(std::move(item));
-    }
-  }
-  return make_stream(std::move(out), value.special);
+    return test(in, path.get(in, item), each) == wanted;
+  };
+}
+
+// The step is made when the first item is asked for: until then nothing can be wrong.
+template <std::function<bool(Value&)> (*make_step)(Interpreter&, const Arguments&)>
+Value lazy_filter(Interpreter& in, const Value& value, Arguments& given) {
+  std::function<bool(Value&)> step;
+  return lazily(in, value, given, [&in, given, step](Value& item) mutable {
+    if (!step) step = make_step(in, given);
+    return step(item);
+  });
 }
 
 Value attr_filter(Interpreter& in, const Value& value, Arguments& given) {
@@ -84,11 +107,11 @@ Value attr_filter(Interpreter& in, const Value& value, Arguments& given) {
 
 const FilterTable& selection_filters() {
   static const FilterTable kFilters = {{"attr", attr_filter},
-                                       {"map", map_filter},
-                                       {"reject", select<false, false>},
-                                       {"rejectattr", select<false, true>},
-                                       {"select", select<true, false>},
-                                       {"selectattr", select<true, true>}};
+                                       {"map", lazy_filter<map_step>},
+                                       {"reject", lazy_filter<select_step<false, false>>},
+                                       {"rejectattr", lazy_filter<select_step<false, true>>},
+                                       {"select", lazy_filter<select_step<true, false>>},
+                                       {"selectattr", lazy_filter<select_step<true, true>>}};
   return kFilters;
 }
 

@@ -28,9 +28,9 @@ Value first_filter(Interpreter& in, const Value& value, Arguments& given) {
   const Parameters p("first", given, {});
   const char* empty = "No first item, sequence was empty.";
   if (const auto* stream = std::get_if<std::shared_ptr<Stream>>(&value.data)) {
-    Stream& source = **stream;
-    return source.next < source.items.size() ? source.items[source.next++]
-                                             : Value::undefined(empty);
+    const std::shared_ptr<Stream> source = *stream;
+    const std::optional<Value> item = source->pull();
+    return item ? *item : Value::undefined(empty);
   }
   if (value.is_text() && !value.bytes().empty()) {
     return get_element(in.budget(), value, Value::integer(0));
@@ -74,7 +74,7 @@ Value reverse_filter(Interpreter& in, const Value& value, Arguments& given) {
 
 Value join_filter(Interpreter& in, const Value& value, Arguments& given) {
   const Parameters p("join", given, {"d", "attribute"});
-  const AttributePath path = p.has_value(1) ? AttributePath(p.at(1)) : AttributePath();
+  const AttributePath path = p.has_value(1) ? AttributePath(in.budget(), p.at(1)) : AttributePath();
   std::vector<Text> parts;
   for (const Value& item : iterate(in.budget(), value)) {
     in.budget().spend(1);
@@ -91,13 +91,20 @@ Value default_filter(Interpreter&, const Value& value, Arguments& given) {
   return value;
 }
 
+// A generator that works all out at the first item.
+Value later(const Value& value, int depth, std::function<std::vector<Value>()> start) {
+  return make_stream(std::move(start), nullptr, std::max(depth_of(value), depth), value.special);
+}
+
 Value items_filter(Interpreter& in, const Value& value, Arguments& given) {
   const Parameters p("items", given, {});
-  if (value.is_undefined()) return make_stream({}, true);
-  require(value.is_dict(), "can only get item pairs from a mapping");
-  const View view{View::Kind::items, std::get<DictPtr>(value.data), value.special};
-  const Value pairs(Value::Data(std::make_shared<const View>(view)), value.special);
-  return make_stream(iterate(in.budget(), pairs), value.special);
+  return later(value, 0, [&in, value]() -> std::vector<Value> {
+    if (value.is_undefined()) return {};
+    require(value.is_dict(), "can only get item pairs from a mapping");
+    const View view{View::Kind::items, std::get<DictPtr>(value.data), value.special};
+    return iterate(in.budget(),
+                   Value(Value::Data(std::make_shared<const View>(view)), value.special));
+  });
 }
 
 // A stable sort that pays for comparisons and stays a valid order when one throws.
@@ -139,7 +146,7 @@ Value dictsort(Interpreter& in, const Value& value, Arguments& given) {
 
 Value sort_filter(Interpreter& in, const Value& value, Arguments& given) {
   const Parameters p("sort", given, {"reverse", "case_sensitive", "attribute"});
-  const std::vector<AttributePath> paths = attribute_paths(p.or_else(2, Value()));
+  const std::vector<AttributePath> paths = attribute_paths(in.budget(), p.or_else(2, Value()));
   std::vector<std::pair<Value, Value>> keyed;
   for (Value& item : iterate(in.budget(), value)) {
     std::vector<Value> key;
@@ -155,24 +162,24 @@ Value sort_filter(Interpreter& in, const Value& value, Arguments& given) {
 
 Value unique_filter(Interpreter& in, const Value& value, Arguments& given) {
   const Parameters p("unique", given, {"case_sensitive", "attribute"});
-  const AttributePath path(p.or_else(1, Value()));
-  Dict seen;
-  std::vector<Value> out;
-  for (Value& item : iterate(in.budget(), value)) {
+  const bool case_sensitive = p.flag(0, false);
+  const auto start = [&in, value] { return iterate(in.budget(), value); };
+  const auto step = [&in, case_sensitive, path = AttributePath(in.budget(), p.or_else(1, Value())),
+                     seen = std::make_shared<Dict>()](Value& item) {
     in.budget().spend(1);
     Value key = path.get(in, item);
-    if (!p.flag(0, false)) key = ignore_case(in, key);
-    if (seen.find(key) != nullptr) continue;
-    seen.set(std::move(key), Value());
-    out.push_back(std::move(item));
-  }
-  return make_stream(std::move(out), origin_of(value));
+    if (!case_sensitive) key = ignore_case(in, key);
+    if (seen->find(key) != nullptr) return false;
+    seen->set(std::move(key), Value());
+    return true;
+  };
+  return make_stream(start, step, depth_of(value), origin_of(value));
 }
 
 template <bool largest>
 Value extreme(Interpreter& in, const Value& value, Arguments& given) {
   const Parameters p(largest ? "max" : "min", given, {"case_sensitive", "attribute"});
-  const AttributePath path(p.or_else(1, Value()));
+  const AttributePath path(in.budget(), p.or_else(1, Value()));
   std::optional<std::pair<Value, Value>> best;
   for (Value& item : iterate(in.budget(), value)) {
     Value key = path.get(in, item);
@@ -187,7 +194,7 @@ Value extreme(Interpreter& in, const Value& value, Arguments& given) {
 
 Value sum_filter(Interpreter& in, const Value& value, Arguments& given) {
   const Parameters p("sum", given, {"attribute", "start"});
-  const AttributePath path(p.or_else(0, Value()));
+  const AttributePath path(in.budget(), p.or_else(0, Value()));
   Value total = p.or_else(1, Value::integer(0));
   require(!total.is_text(), "sum() can't sum strings [use ''.join(seq) instead]");
   for (const Value& item : iterate(in.budget(), value)) {
@@ -197,49 +204,60 @@ Value sum_filter(Interpreter& in, const Value& value, Arguments& given) {
   return total;
 }
 
+std::vector<Value> batches(Interpreter& in, const Value& value, Integer size, const Value& fill) {
+  std::vector<Value> rows, row;
+  for (Value& item : iterate(in.budget(), value)) {
+    if (static_cast<Integer>(row.size()) == size) {
+      rows.push_back(in.list(std::exchange(row, {}), value.special));
+    }
+    row.push_back(std::move(item));
+  }
+  if (row.empty()) return rows;
+  if (!fill.is_none()) {
+    in.budget().allocate(items_bytes(static_cast<size_t>(std::clamp<Integer>(size, 0, INT32_MAX))));
+    while (static_cast<Integer>(row.size()) < size) row.push_back(fill);
+  }
+  rows.push_back(in.list(std::move(row), value.special));
+  return rows;
+}
+
 Value batch(Interpreter& in, const Value& value, Arguments& given) {
   const Parameters p("batch", given, {"linecount", "fill_with"}, 1);
   const Integer size = p.integer(0, 0);
-  std::vector<Value> rows, row;
-  for (Value& item : iterate(in.budget(), value)) {
-    if (static_cast<Integer>(row.size()) == size)
-      rows.push_back(in.list(std::exchange(row, {}), value.special));
-    row.push_back(std::move(item));
+  const Value fill = p.or_else(1, Value());
+  return later(value, depth_of(fill) + 1,
+               [&in, value, size, fill] { return batches(in, value, size, fill); });
+}
+
+std::vector<Value> slices(Interpreter& in, const Value& value, Integer count, const Value& fill) {
+  const std::vector<Value> items = iterate(in.budget(), value);
+  require(count != 0, "integer division or modulo by zero");
+  const auto size = static_cast<Integer>(items.size());
+  std::vector<Value> out;
+  Integer begin = 0;
+  for (Integer i = 0; i < count; ++i) {
+    in.budget().spend(1);
+    const Integer end = begin + size / count + (i < size % count ? 1 : 0);
+    std::vector<Value> part(items.begin() + static_cast<ptrdiff_t>(begin),
+                            items.begin() + static_cast<ptrdiff_t>(end));
+    if (!fill.is_none() && i >= size % count) part.push_back(fill);
+    out.push_back(in.list(std::move(part), value.special));
+    begin = end;
   }
-  if (!row.empty()) {
-    if (p.has_value(1)) {
-      in.budget().allocate(
-          items_bytes(static_cast<size_t>(std::clamp<Integer>(size, 0, INT32_MAX))));
-      while (static_cast<Integer>(row.size()) < size) row.push_back(p.at(1));
-    }
-    rows.push_back(in.list(std::move(row), value.special));
-  }
-  return make_stream(std::move(rows), value.special);
+  return out;
 }
 
 Value slice(Interpreter& in, const Value& value, Arguments& given) {
   const Parameters p("slice", given, {"slices", "fill_with"}, 1);
-  const std::vector<Value> items = iterate(in.budget(), value);
-  const Integer slices = p.integer(0, 0);
-  require(slices != 0, "integer division or modulo by zero");
-  const auto size = static_cast<Integer>(items.size());
-  const Integer each = size / slices, extra = size % slices;
-  std::vector<Value> out;
-  Integer begin = 0;
-  for (Integer i = 0; i < slices; ++i) {
-    const Integer end = begin + each + (i < extra ? 1 : 0);
-    std::vector<Value> part(items.begin() + static_cast<ptrdiff_t>(begin),
-                            items.begin() + static_cast<ptrdiff_t>(end));
-    if (p.has_value(1) && i >= extra) part.push_back(p.at(1));
-    out.push_back(in.list(std::move(part), value.special));
-    begin = end;
-  }
-  return make_stream(std::move(out), value.special);
+  const Integer count = p.integer(0, 0);
+  const Value fill = p.or_else(1, Value());
+  return later(value, depth_of(fill) + 1,
+               [&in, value, count, fill] { return slices(in, value, count, fill); });
 }
 
 Value groupby(Interpreter& in, const Value& value, Arguments& given) {
   const Parameters p("groupby", given, {"attribute", "default", "case_sensitive"}, 1);
-  const AttributePath path(p.at(0), p.or_else(1, Value()));
+  const AttributePath path(in.budget(), p.at(0), p.or_else(1, Value()));
   const auto key_of = [&](const Value& item) {
     const Value key = path.get(in, item);
     return p.flag(2, false) ? key : ignore_case(in, key);

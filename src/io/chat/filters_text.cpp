@@ -81,7 +81,7 @@ Value indent(Interpreter& in, const Value& value, Arguments& given) {
   }
   Text text = read(in, value);
   text.append("\n", text.empty() || text.special_at(text.size() - 1));
-  const std::vector<Text> lines = split_lines(text, false);
+  const std::vector<Text> lines = split_lines(in.budget(), text, false);
   in.budget().allocate(static_cast<int64_t>(lines.size() * (indention.size() + sizeof(Text))));
   Text out;
   if (p.flag(1, false)) out.append(indention);
@@ -92,26 +92,25 @@ Value indent(Interpreter& in, const Value& value, Arguments& given) {
     }
     out.append(lines[i]);
   }
-  return Value::text(std::move(out));
+  return Value::text(std::move(out), value.markup);
 }
 
 Value truncate(Interpreter& in, const Value& value, Arguments& given) {
   const Parameters p("truncate", given, {"length", "killwords", "end", "leeway"});
-  const Text text = read(in, value);
   const Text end = p.has(2) ? p.text(2) : Text("...", true);
-  const Integer length = p.integer(0, 255), leeway = p.integer(3, 5);
+  const Integer length_left = p.integer(0, 255), leeway = p.integer(3, 5);
   const auto end_length = static_cast<Integer>(count_code_points(end.bytes()));
-  require(length >= end_length, "truncate: length is shorter than the end mark");
+  require(length_left >= end_length, "truncate: length is shorter than the end mark");
   require(leeway >= 0, "truncate: found a negative leeway");
-  if (static_cast<Integer>(count_code_points(text.bytes())) - leeway <= length) {
-    return Value::text(text, value.markup);
-  }
-  Text out = text.substr(0, offset_of(text.bytes(), static_cast<size_t>(length - end_length)));
+  if (length(in.budget(), value) - leeway <= length_left) return value;
+  if (!value.is_text()) fail("truncate: found '", type_name(value), "' object, expected str");
+  const Text text = read(in, value);
+  Text out = text.substr(0, offset_of(text.bytes(), static_cast<size_t>(length_left - end_length)));
   if (!p.flag(1, false)) {
-    out = split(out, Text(" ", true), 1, true).front();
+    out = split(in.budget(), out, Text(" ", true), 1, true).front();
   }
-  out.append(end);
-  return Value::text(std::move(out));
+  out.append(value.markup ? escape_html(end) : end);
+  return Value::text(std::move(out), value.markup);
 }
 
 Value center(Interpreter& in, const Value& value, Arguments& given) {
@@ -172,6 +171,83 @@ Value word_count(Interpreter& in, const Value& value, Arguments& given) {
   return Value::integer(count);
 }
 
+// Percent-encoding of everything but letters, digits and the characters in `safe`.
+Text quote(const Text& text, std::string_view safe) {
+  static constexpr char kHex[] = "0123456789ABCDEF";
+  Text out;
+  text.for_each_run([&](std::string_view run, bool special) {
+    std::string bytes;
+    for (const char c : run) {
+      const auto byte = static_cast<unsigned char>(c);
+      const bool alphanumeric =
+          (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
+      if (alphanumeric || safe.find(c) != std::string_view::npos) {
+        bytes += c;
+      } else {
+        bytes += '%';
+        bytes += kHex[byte >> 4];
+        bytes += kHex[byte & 15];
+      }
+    }
+    out.append(bytes, special);
+  });
+  return out;
+}
+
+Value url_encode(Interpreter& in, const Value& value, Arguments& given) {
+  const Parameters p("urlencode", given, {});
+  const bool pairs =
+      value.is_dict() || (!value.is_text() && !value.is_number() && !value.is_none());
+  if (!pairs) return Value::text(quote(read(in, value), "_.-~/"));
+  const auto quoted = [&in](const Value& part) {
+    const Text text = quote(read(in, part), "_.-~ ");
+    return replace(in.budget(), text, Text(" ", true), Text("+", true), -1);
+  };
+  Value source = value;
+  if (value.is_dict()) {
+    const View view{View::Kind::items, std::get<DictPtr>(value.data), value.special};
+    source = {Value::Data(std::make_shared<const View>(view)), value.special};
+  }
+  std::vector<Text> parts;
+  for (const Value& pair : iterate(in.budget(), source)) {
+    const std::vector<Value> both = iterate(in.budget(), pair);
+    require(both.size() == 2, "urlencode: expected pairs of key and value");
+    Text part = quoted(both[0]);
+    part.append("=", true);
+    part.append(quoted(both[1]));
+    parts.push_back(std::move(part));
+  }
+  return Value::text(join(in.budget(), Text("&", true), parts));
+}
+
+// Without comments and tags, blanks normalised, the references that escape makes resolved.
+Value strip_tags(Interpreter& in, const Value& value, Arguments& given) {
+  const Parameters p("striptags", given, {});
+  Text text = read(in, value);
+  Text rest;
+  size_t begin = 0;
+  for (size_t start = find_bytes(text.bytes(), "<"); start != std::string::npos;
+       start = find_bytes(text.bytes(), "<", begin)) {
+    const bool comment = text.bytes().compare(start, 4, "<!--") == 0;
+    const std::string_view close = comment ? "-->" : ">";
+    const size_t end = find_bytes(text.bytes(), close, start + (comment ? 4 : 0));
+    if (end == std::string::npos) break;
+    rest.append(text.substr(begin, start));
+    begin = end + close.size();
+  }
+  rest.append(text.substr(begin, text.size()));
+  text = std::move(rest);
+  text = join(in.budget(), Text(" ", true), split_blanks(in.budget(), text, -1, false));
+  static constexpr std::pair<std::string_view, std::string_view> kReferences[] = {
+      {"&lt;", "<"},   {"&gt;", ">"},    {"&#39;", "'"},
+      {"&#34;", "\""}, {"&quot;", "\""}, {"&amp;", "&"}};
+  for (const auto& [name, character] : kReferences) {
+    text = replace(in.budget(), text, Text(std::string(name), true),
+                   Text(std::string(character), false), -1);
+  }
+  return Value::text(std::move(text));
+}
+
 std::optional<std::string> json_indent(const Parameters& p, size_t i) {
   if (!p.has_value(i)) return std::nullopt;
   if (p.at(i).is_text()) return p.text(i).bytes();
@@ -213,11 +289,13 @@ const FilterTable& text_filters() {
                                        {"replace", replace_filter},
                                        {"safe", safe},
                                        {"string", string},
+                                       {"striptags", strip_tags},
                                        {"title", title},
                                        {"tojson", to_json_filter},
                                        {"trim", trim},
                                        {"truncate", truncate},
                                        {"upper", change<Case::upper>},
+                                       {"urlencode", url_encode},
                                        {"wordcount", word_count}};
   return kFilters;
 }

@@ -19,7 +19,9 @@ class Writer {
   void repr(const Value& value) {
     budget_.spend(1);
     special_ = value.special;
+    if (value.markup) put("Markup(");
     std::visit(*this, value.data);
+    if (value.markup) put(")");
   }
 
   void operator()(const Undefined&) { put("Undefined"); }

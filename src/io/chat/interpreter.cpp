@@ -10,8 +10,15 @@
 namespace longspur::io::chat {
 namespace {
 
-constexpr int kRunTimeDepth = 16;    // levels of execution for one level a template may be written
+constexpr int64_t kListSteps = 4;  // what making a list costs beside its items
+constexpr int kRunTimeDepth = 16;  // levels of execution for one level a template may be written
+constexpr int64_t kBaseMemory = 16 << 20;  // bytes for the conversation and intermediate values
 constexpr int kMemoryPerOutput = 2;  // bytes that may be made in all, for one that may come out
+
+int64_t memory_for(int64_t output_bytes) {
+  if (output_bytes > (INT64_MAX - kBaseMemory) / kMemoryPerOutput) return INT64_MAX;
+  return kBaseMemory + output_bytes * kMemoryPerOutput;
+}
 
 void add_named(Arguments& out, const Value& named) {
   if (!named.is_dict()) fail("argument after ** must be a mapping, not ", type_name(named));
@@ -44,11 +51,7 @@ void Scope::set(int id, Value value) {
 
 Interpreter::Interpreter(const Template& source, const ChatTemplateLimits& limits, std::time_t now)
     : template_(source),
-      budget_(limits.steps,
-              limits.output_bytes > INT64_MAX / kMemoryPerOutput
-                  ? INT64_MAX
-                  : limits.output_bytes * kMemoryPerOutput,
-              limits.loop_iterations),
+      budget_(limits.steps, memory_for(limits.output_bytes), limits.loop_iterations),
       max_output_(limits.output_bytes),
       depth_left_(limits.depth * kRunTimeDepth),
       calls_left_(limits.depth),
@@ -71,11 +74,13 @@ Text Interpreter::run() {
   Text out;
   out_ = &out;
   scope_ = open_scope(scope_);
+  hide(template_.hidden);
   exec(template_.body);
   return out;
 }
 
 Value Interpreter::list(std::vector<Value> items, bool special, bool tuple) {
+  budget_.spend(kListSteps);
   budget_.allocate(items_bytes(items.size()) + static_cast<int64_t>(sizeof(Sequence)));
   return make_sequence(std::move(items), tuple, special);
 }
@@ -89,7 +94,8 @@ Value Interpreter::make_namespace(std::vector<std::pair<std::string, Value>> ent
 
 // value.name: a method or field, else an entry.
 Value Interpreter::attribute(const Value& value, std::string_view name) {
-  require_defined(value);
+  const bool internal = name.size() > 4 && name.starts_with("__") && name.ends_with("__");
+  if (!internal) require_defined(value);
   if (auto method = find_method(value, name)) return std::move(*method);
   if (value.is<Namespace*>()) {
     if (const Value* found = std::get<Namespace*>(value.data)->find(name)) return *found;
@@ -127,8 +133,16 @@ Value Interpreter::eval(const Expr& expr) {
 
 Value Interpreter::visit(const Name& node) {
   if (const Value* found = scope_->find(node.id)) return *found;
-  return Value::undefined(
-      concat("'", template_.names[static_cast<size_t>(node.id)], "' is undefined"));
+  return undefined_name(node.id);
+}
+
+const Value& Interpreter::undefined_name(int id) {
+  const auto at = static_cast<size_t>(id);
+  if (undefined_names_.empty()) undefined_names_.resize(template_.names.size());
+  if (!undefined_names_[at].is_undefined()) {
+    undefined_names_[at] = Value::undefined(concat("'", template_.names[at], "' is undefined"));
+  }
+  return undefined_names_[at];
 }
 
 Value Interpreter::visit(const SequenceLiteral& node) {

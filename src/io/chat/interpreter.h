@@ -98,7 +98,9 @@ class Interpreter {
   Flow run(const Continue&) { return Flow::continue_; }
   Flow loop(const For& node, const Value& items, int depth);
   bool accepts(const For& node, const Value& item);
-  Text captured(const Body& body);
+  Text captured(const Body& body, const std::vector<int>& hidden);
+  void hide(const std::vector<int>& ids);
+  const Value& undefined_name(int id);
   Value filtered(const ExprPtr& filters, Text text);
   void bind_parameters(const Signature& signature, Arguments& arguments, const std::string& name);
   void write(const Text& text);
@@ -118,6 +120,7 @@ class Interpreter {
   Scope* scope_ = nullptr;
   std::vector<std::unique_ptr<Scope>> scopes_;
   std::vector<Scope*> free_scopes_;
+  std::vector<Value> undefined_names_;  // by id, made when they are needed
   std::vector<std::unique_ptr<Namespace>> namespaces_;
 };
 

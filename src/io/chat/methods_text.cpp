@@ -30,7 +30,7 @@ Value texts(Interpreter& in, std::vector<Text> parts, bool special, bool tuple =
 
 template <Side side>
 Value strip_method(Interpreter& in, const Value& self, Arguments& given) {
-  const Parameters p("strip", given, {"chars"});
+  const Parameters p = Parameters::positional("strip", given, {"chars"});
   pay(in, self);
   if (!p.has_value(0)) return Value::text(strip(self.as_text(), side));
   return Value::text(strip(self.as_text(), side, p.text(0)));
@@ -38,7 +38,7 @@ Value strip_method(Interpreter& in, const Value& self, Arguments& given) {
 
 template <Case to>
 Value case_method(Interpreter& in, const Value& self, Arguments& given) {
-  const Parameters p("str method", given, {});
+  const Parameters p = Parameters::positional("str method", given, {});
   pay(in, self);
   return Value::text(change_case(self.as_text(), to));
 }
@@ -53,20 +53,22 @@ Value split_method(Interpreter& in, const Value& self, Arguments& given) {
   pay(in, self);
   const int64_t limit = clipped(p.integer(1, -1));
   const bool special = self.as_text().all_special();
-  if (!p.has_value(0)) return texts(in, split_blanks(self.as_text(), limit, from_right), special);
+  if (!p.has_value(0))
+    return texts(in, split_blanks(in.budget(), self.as_text(), limit, from_right), special);
   require(!p.text(0).empty(), "empty separator");
-  return texts(in, split(self.as_text(), p.text(0), limit, from_right), special);
+  return texts(in, split(in.budget(), self.as_text(), p.text(0), limit, from_right), special);
 }
 
 Value splitlines_method(Interpreter& in, const Value& self, Arguments& given) {
   const Parameters p("splitlines", given, {"keepends"});
   pay(in, self);
-  return texts(in, split_lines(self.as_text(), p.flag(0, false)), self.as_text().all_special());
+  return texts(in, split_lines(in.budget(), self.as_text(), p.flag(0, false)),
+               self.as_text().all_special());
 }
 
 template <bool from_right>
 Value partition_method(Interpreter& in, const Value& self, Arguments& given) {
-  const Parameters p("partition", given, {"sep"}, 1);
+  const Parameters p = Parameters::positional("partition", given, {"sep"}, 1);
   pay(in, self);
   const Text& text = self.as_text();
   const Text& separator = p.text(0);
@@ -105,7 +107,7 @@ std::optional<std::pair<size_t, size_t>> searched(const Value& self,
 }
 
 Integer find_in(Interpreter& in, const Value& self, Arguments& given, bool from_right) {
-  const Parameters p("find", given, {"sub", "start", "end"}, 1);
+  const Parameters p = Parameters::positional("find", given, {"sub", "start", "end"}, 1);
   pay(in, self);
   const std::string& wanted = p.text(0).bytes();
   const auto range = searched(self, p, 1);
@@ -131,18 +133,20 @@ Value index_method(Interpreter& in, const Value& self, Arguments& given) {
 }
 
 Value count_method(Interpreter& in, const Value& self, Arguments& given) {
-  const Parameters p("count", given, {"sub", "start", "end"}, 1);
+  const Parameters p = Parameters::positional("count", given, {"sub", "start", "end"}, 1);
   pay(in, self);
   const std::string& wanted = p.text(0).bytes();
   const auto range = searched(self, p, 1);
   if (!range) return Value::integer(0);
   return Value::integer(count_occurrences(
+      in.budget(),
       std::string_view(self.bytes()).substr(range->first, range->second - range->first), wanted));
 }
 
 template <bool at_end>
 Value starts_method(Interpreter& in, const Value& self, Arguments& given) {
-  const Parameters p(at_end ? "endswith" : "startswith", given, {"prefix", "start", "end"}, 1);
+  const Parameters p = Parameters::positional(at_end ? "endswith" : "startswith", given,
+                                              {"prefix", "start", "end"}, 1);
   in.budget().spend(1);
   const auto range = searched(self, p, 1);
   const auto matches = [&](const Value& affix) {
@@ -163,14 +167,14 @@ Value starts_method(Interpreter& in, const Value& self, Arguments& given) {
 }
 
 Value replace_method(Interpreter& in, const Value& self, Arguments& given) {
-  const Parameters p("replace", given, {"old", "new", "count"}, 2);
+  const Parameters p = Parameters::positional("replace", given, {"old", "new", "count"}, 2);
   pay(in, self);
   return Value::text(
       replace(in.budget(), self.as_text(), p.text(0), p.text(1), clipped(p.integer(2, -1))));
 }
 
 Value join_method(Interpreter& in, const Value& self, Arguments& given) {
-  const Parameters p("join", given, {"iterable"}, 1);
+  const Parameters p = Parameters::positional("join", given, {"iterable"}, 1);
   std::vector<Text> parts;
   size_t i = 0;
   for (const Value& item : iterate(in.budget(), p.at(0))) {
@@ -185,7 +189,8 @@ Value join_method(Interpreter& in, const Value& self, Arguments& given) {
 
 template <bool suffix>
 Value remove_method(Interpreter& in, const Value& self, Arguments& given) {
-  const Parameters p(suffix ? "removesuffix" : "removeprefix", given, {"affix"}, 1);
+  const Parameters p =
+      Parameters::positional(suffix ? "removesuffix" : "removeprefix", given, {"affix"}, 1);
   pay(in, self);
   const Text& text = self.as_text();
   const std::string& affix = p.text(0).bytes();
@@ -200,7 +205,8 @@ Value remove_method(Interpreter& in, const Value& self, Arguments& given) {
 }
 
 template <bool (*holds)(char32_t)>
-Value all_method(Interpreter& in, const Value& self, Arguments&) {
+Value all_method(Interpreter& in, const Value& self, Arguments& given) {
+  Parameters::positional("str method", given, {});
   pay(in, self);
   const std::string& bytes = self.bytes();
   for (size_t at = 0, length = 0; at < bytes.size(); at += length) {
@@ -212,12 +218,14 @@ Value all_method(Interpreter& in, const Value& self, Arguments&) {
 bool is_alnum(char32_t code) { return is_alpha(code) || is_numeric(code); }
 
 template <bool upper>
-Value cased_method(Interpreter& in, const Value& self, Arguments&) {
+Value cased_method(Interpreter& in, const Value& self, Arguments& given) {
+  Parameters::positional("str method", given, {});
   pay(in, self);
   return Value::boolean(all_cased(self.bytes(), upper));
 }
 
-Value istitle_method(Interpreter& in, const Value& self, Arguments&) {
+Value istitle_method(Interpreter& in, const Value& self, Arguments& given) {
+  Parameters::positional("str method", given, {});
   pay(in, self);
   const std::string& bytes = self.bytes();
   bool in_word = false, any = false;
@@ -231,7 +239,8 @@ Value istitle_method(Interpreter& in, const Value& self, Arguments&) {
   return Value::boolean(any);
 }
 
-Value isascii_method(Interpreter& in, const Value& self, Arguments&) {
+Value isascii_method(Interpreter& in, const Value& self, Arguments& given) {
+  Parameters::positional("str method", given, {});
   pay(in, self);
   return Value::boolean(is_ascii(self.bytes()));
 }
@@ -241,7 +250,8 @@ Value isprintable_method(Interpreter& in, const Value& self, Arguments& given) {
   return all_method<is_printable>(in, self, given);
 }
 
-Value isidentifier_method(Interpreter& in, const Value& self, Arguments&) {
+Value isidentifier_method(Interpreter& in, const Value& self, Arguments& given) {
+  Parameters::positional("str method", given, {});
   pay(in, self);
   const std::string& bytes = self.bytes();
   for (size_t at = 0, length = 0; at < bytes.size(); at += length) {
@@ -255,7 +265,7 @@ Value isidentifier_method(Interpreter& in, const Value& self, Arguments&) {
 
 template <Side side>
 Value pad_method(Interpreter& in, const Value& self, Arguments& given) {
-  const Parameters p("padding", given, {"width", "fillchar"}, 1);
+  const Parameters p = Parameters::positional("padding", given, {"width", "fillchar"}, 1);
   pay(in, self);
   const Text fill = p.has(1) ? p.text(1) : Text(" ", true);
   require(count_code_points(fill.bytes()) == 1,
@@ -264,7 +274,7 @@ Value pad_method(Interpreter& in, const Value& self, Arguments& given) {
 }
 
 Value zfill_method(Interpreter& in, const Value& self, Arguments& given) {
-  const Parameters p("zfill", given, {"width"}, 1);
+  const Parameters p = Parameters::positional("zfill", given, {"width"}, 1);
   pay(in, self);
   const Text& text = self.as_text();
   const bool sign = !text.empty() && (text.bytes()[0] == '-' || text.bytes()[0] == '+');

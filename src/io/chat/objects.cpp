@@ -43,17 +43,30 @@ bool Macro::attribute(Interpreter& interpreter, std::string_view name, Value* ou
   return true;
 }
 
-LoopState::LoopState(const For& node, Scope* scope, std::vector<Value> items, int depth)
-    : node_(node), scope_(scope), items_(std::move(items)), loop_depth_(depth) {
-  int inner = 0;
-  for (const Value& item : items_) inner = std::max(inner, depth_of(item));
-  this->depth = inner + 1;
+LoopState::LoopState(Budget& budget, const For& node, Scope* scope, const Value& items, int depth)
+    : node_(node), scope_(scope), loop_depth_(depth) {
+  if (const auto* stream = std::get_if<std::shared_ptr<Stream>>(&items.data)) {
+    stream_ = *stream;
+  } else if (const auto* range = std::get_if<std::shared_ptr<const Range>>(&items.data)) {
+    range_ = *range;
+  } else {
+    items_ = iterate(budget, items);
+  }
+  this->depth = depth_of(items) + 1;
+}
+
+std::optional<Value> LoopState::next() {
+  if (stream_) return stream_->pull();
+  if (range_) {
+    const auto at = static_cast<Integer>(next_++);
+    return at < range_->size() ? std::optional(Value::integer(range_->at(at))) : std::nullopt;
+  }
+  return next_ < items_.size() ? std::optional(items_[next_++]) : std::nullopt;
 }
 
 std::optional<Value> LoopState::fetch() {
-  while (next_ < items_.size()) {
-    const Value& item = items_[next_++];
-    if (!accepts_ || accepts_(item)) return item;
+  while (std::optional<Value> item = next()) {
+    if (!accepts_ || accepts_(*item)) return item;
   }
   return std::nullopt;
 }
@@ -78,15 +91,17 @@ std::optional<Value> LoopState::advance() {
 
 int64_t LoopState::length() {
   if (length_ >= 0) return length_;
-  if (accepts_) {
+  if (accepts_ || stream_) {
     std::vector<Value> rest;
     while (std::optional<Value> item = fetch()) rest.push_back(std::move(*item));
     items_ = std::move(rest);
     next_ = 0;
     accepts_ = nullptr;
+    stream_.reset();
+    range_.reset();
     length_ = static_cast<int64_t>(items_.size()) + index0_ + 1 + (peeked_ ? 1 : 0);
   } else {
-    length_ = static_cast<int64_t>(items_.size());
+    length_ = static_cast<int64_t>(range_ ? range_->size() : static_cast<Integer>(items_.size()));
   }
   return length_;
 }

@@ -53,7 +53,7 @@ struct Macro : Object {
 // body did before; .last and .nextitem look one ahead, .length takes all.
 class LoopState : public Object, public std::enable_shared_from_this<LoopState> {
  public:
-  LoopState(const For& node, Scope* scope, std::vector<Value> items, int depth);
+  LoopState(Budget& budget, const For& node, Scope* scope, const Value& items, int depth);
   void set_condition(std::function<bool(const Value&)> accepts) { accepts_ = std::move(accepts); }
   std::optional<Value> advance();
   void finish();  // forgets what could refer back to the loop
@@ -68,6 +68,7 @@ class LoopState : public Object, public std::enable_shared_from_this<LoopState> 
 
  private:
   std::optional<Value> fetch();
+  std::optional<Value> next();
   const std::optional<Value>& peek();
   int64_t length();
 
@@ -75,6 +76,8 @@ class LoopState : public Object, public std::enable_shared_from_this<LoopState> 
   Scope* scope_;
   std::vector<Value> items_;
   size_t next_ = 0;
+  std::shared_ptr<Stream> stream_;      // instead of items_
+  std::shared_ptr<const Range> range_;  // instead of items_
   std::function<bool(const Value&)> accepts_;
   bool peeked_ = false;
   std::optional<Value> after_;

@@ -127,9 +127,7 @@ Value repeat(Budget& budget, const Value& value, Integer count) {
   budget.allocate(static_cast<int64_t>(unit * count));
   if (value.is_text()) {
     Text out;
-    out.reserve(size * static_cast<size_t>(count));
-    budget.spend(static_cast<int64_t>(count) / 8);
-    for (Integer i = 0; i < count; ++i) out.append(value.as_text());
+    out.append_times(value.as_text(), static_cast<size_t>(count));
     return Value::text(std::move(out), value.markup);
   }
   const Sequence& sequence = value.as_sequence();
@@ -145,7 +143,9 @@ Value add(Budget& budget, const Value& left, const Value& right) {
   if (left.is_text() && right.is_text()) {
     budget.allocate(static_cast<int64_t>(left.bytes().size() + right.bytes().size()));
     if (left.markup || right.markup) return add_markup(left, right);
-    Text out = left.as_text();
+    Text out;
+    out.reserve(left.bytes().size() + right.bytes().size());
+    out.append(left.as_text());
     out.append(right.as_text());
     return Value::text(std::move(out));
   }

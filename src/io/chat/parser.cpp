@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "io/chat/expression_parser.h"
+#include "io/chat/scoping.h"
 
 namespace longspur::io::chat {
 namespace {
@@ -13,10 +14,15 @@ class Parser : public ExpressionParser {
   using ExpressionParser::ExpressionParser;
 
   Template run() {
-    Template out;
+    Template out{};
     out.body = statements({});
     if (current().kind != TokenKind::end) unexpected("a statement");
+    out.loop_id = intern("loop");
+    out.caller_id = intern("caller");
+    out.varargs_id = intern("varargs");
+    out.kwargs_id = intern("kwargs");
     out.names = std::move(names_);
+    find_hidden_names(out);
     return out;
   }
 
@@ -139,7 +145,7 @@ class Parser : public ExpressionParser {
     if (skip_op("=")) return make(position, Set{std::move(assigned), tuple()});
     ExprPtr filters = filters_only(false);
     Body body = hard([this] { return closed_block("endset"); });
-    return make(position, SetBlock{std::move(assigned), std::move(filters), std::move(body)});
+    return make(position, SetBlock{std::move(assigned), std::move(filters), std::move(body), {}});
   }
 
   std::unique_ptr<Statement> with_(Position position) {
@@ -225,7 +231,7 @@ class Parser : public ExpressionParser {
   std::unique_ptr<Statement> filter_block(Position position) {
     ExprPtr filters = filters_only(true);
     Body body = hard([this] { return closed_block("endfilter"); });
-    return make(position, FilterBlock{std::move(filters), std::move(body)});
+    return make(position, FilterBlock{std::move(filters), std::move(body), {}});
   }
 
   // The assistant's words, which training wants to find; here only a scope of its own.
@@ -233,7 +239,7 @@ class Parser : public ExpressionParser {
     const int loops = std::exchange(loops_, 0);
     Body body = hard([this] { return closed_block("endgeneration"); });
     loops_ = loops;
-    return make(position, Generation{std::move(body)});
+    return make(position, Generation{std::move(body), {}});
   }
 
   std::unique_ptr<Statement> break_(Position position) {

@@ -10,6 +10,12 @@
 namespace longspur::io::chat {
 namespace {
 
+// What Python lets pass without a field that takes it.
+bool is_mapping(const Value& value) {
+  return value.is_dict() || value.is_sequence() || value.is_undefined() ||
+         value.is<std::shared_ptr<const Range>>();
+}
+
 class PercentFormatter {
  public:
   PercentFormatter(Budget& budget, const Value& format, const Value& arguments)
@@ -34,8 +40,7 @@ class PercentFormatter {
       out.append(piece);
     }
     const bool all_used = items_ != nullptr ? used_ == items_->size()
-                                            : used_ > 0 || mapped_ || arguments_.is_dict() ||
-                                                  arguments_.is_sequence();
+                                            : used_ > 0 || mapped_ || is_mapping(arguments_);
     require(all_used, "not all arguments converted during string formatting");
     return out;
   }

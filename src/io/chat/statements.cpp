@@ -71,6 +71,10 @@ void Interpreter::capture_scopes() {
   }
 }
 
+void Interpreter::hide(const std::vector<int>& ids) {
+  for (const int id : ids) scope_->set(id, undefined_name(id));
+}
+
 void Interpreter::write(const Text& text) {
   budget_.allocate(static_cast<int64_t>(text.size()));
   require(static_cast<int64_t>(out_->size() + text.size()) <= max_output_,
@@ -122,13 +126,8 @@ bool Interpreter::accepts(const For& node, const Value& item) {
 Flow Interpreter::run(const For& node) { return loop(node, eval(*node.items), 0); }
 
 Flow Interpreter::loop(const For& node, const Value& items, int depth) {
-  static const int kNoLoop = -1;
-  const auto found = std::find(template_.names.begin(), template_.names.end(), "loop");
-  const int loop_id = node.uses_loop && found != template_.names.end()
-                          ? static_cast<int>(found - template_.names.begin())
-                          : kNoLoop;
   if (node.recursive) capture_scopes();
-  const auto state = std::make_shared<LoopState>(node, scope_, iterate(budget_, items), depth);
+  const auto state = std::make_shared<LoopState>(budget_, node, scope_, items, depth);
   Scope* const outside = scope_;
   if (node.condition) {
     state->set_condition([this, &node, outside](const Value& item) {
@@ -142,21 +141,24 @@ Flow Interpreter::loop(const For& node, const Value& items, int depth) {
     LoopState& state;
     ~Finish() { state.finish(); }
   } const finish{*state};
-  bool any = false;
+  bool completed = false;  // as jinja2, an iteration that is cut short does not count for else
   Flow flow = Flow::normal;
   while (flow != Flow::break_) {
     budget_.iterate();
     std::optional<Value> item = state->advance();
     if (!item) break;
-    any = true;
     const Block block(*this);
-    if (loop_id != kNoLoop)
-      scope_->set(loop_id, {Value::Data(std::shared_ptr<Object>(state)), true});
+    hide(node.hidden);
+    if (node.uses_loop) {
+      scope_->set(template_.loop_id, {Value::Data(std::shared_ptr<Object>(state)), true});
+    }
     assign(node.target, std::move(*item));
     flow = exec(node.body);
+    completed = completed || flow == Flow::normal;
   }
-  if (any || flow == Flow::break_) return Flow::normal;
+  if (completed) return Flow::normal;
   const Block block(*this);
+  hide(node.hidden_otherwise);
   return exec(node.otherwise);
 }
 
@@ -202,10 +204,11 @@ Flow Interpreter::run(const Set& node) {
   return Flow::normal;
 }
 
-Text Interpreter::captured(const Body& body) {
+Text Interpreter::captured(const Body& body, const std::vector<int>& hidden) {
   Text out;
   const Capture capture(*this, out);
   const Block block(*this);
+  hide(hidden);
   exec(body);
   return out;
 }
@@ -216,17 +219,18 @@ Value Interpreter::filtered(const ExprPtr& filters, Text text) {
 }
 
 Flow Interpreter::run(const SetBlock& node) {
-  assign(node.target, filtered(node.filters, captured(node.body)));
+  assign(node.target, filtered(node.filters, captured(node.body, node.hidden)));
   return Flow::normal;
 }
 
 Flow Interpreter::run(const FilterBlock& node) {
-  write(str(filtered(node.filters, captured(node.body))));
+  write(str(filtered(node.filters, captured(node.body, node.hidden))));
   return Flow::normal;
 }
 
 Flow Interpreter::run(const Generation& node) {
   const Block block(*this);
+  hide(node.hidden);
   return exec(node.body);
 }
 
@@ -234,6 +238,7 @@ Flow Interpreter::run(const With& node) {
   std::vector<Value> values;
   for (const auto& entry : node.values) values.push_back(eval(*entry.second));
   const Block block(*this);
+  hide(node.hidden);
   for (size_t i = 0; i < values.size(); ++i) assign(node.values[i].first, std::move(values[i]));
   return exec(node.body);
 }
@@ -281,25 +286,22 @@ void Interpreter::bind_parameters(const Signature& signature,
     }
     scope_->set(parameter.id, std::move(*value));
   }
-  const auto special = [this](std::string_view wanted, Value value) {
-    const auto found = std::find(template_.names.begin(), template_.names.end(), wanted);
-    scope_->set(static_cast<int>(found - template_.names.begin()), std::move(value));
-  };
   if (signature.uses_caller && !has_caller) {
     std::optional<Value> caller = take("caller");
-    special("caller", caller ? std::move(*caller) : Value::undefined("No caller defined"));
+    scope_->set(template_.caller_id,
+                caller ? std::move(*caller) : Value::undefined("No caller defined"));
   }
   if (signature.uses_kwargs) {
     auto rest = std::make_shared<Dict>();
     for (auto& [key, value] : given.named) rest->set(Value::text(key, true), std::move(value));
-    special("kwargs", make_dict(std::move(rest), true));
+    scope_->set(template_.kwargs_id, make_dict(std::move(rest), true));
   } else if (!given.named.empty()) {
     fail("macro '", name, "' takes no keyword argument '", given.named.front().first, "'");
   }
   if (signature.uses_varargs) {
     std::vector<Value> rest(given.positional.begin() + static_cast<ptrdiff_t>(count),
                             given.positional.end());
-    special("varargs", list(std::move(rest), true, true));
+    scope_->set(template_.varargs_id, list(std::move(rest), true, true));
   } else if (given.positional.size() > signature.parameters.size()) {
     fail("macro '", name, "' takes not more than ", signature.parameters.size(), " argument(s)");
   }
@@ -310,6 +312,7 @@ Value Interpreter::run_macro(const MacroDefinition& macro, Scope* scope, Argumen
   Text out;
   const Capture capture(*this, out);
   const Block block(*this, scope);
+  hide(macro.hidden);
   bind_parameters(macro.signature, given, macro.name);
   exec(macro.body);
   return Value::text(std::move(out));

@@ -28,12 +28,12 @@ bool is_callable(const Value& value) {
 }
 
 bool is_sequence(const Value& value) {
-  return value.is_text() || value.is_sequence() || value.is_dict() ||
+  return value.is_text() || value.is_sequence() || value.is_dict() || value.is_undefined() ||
          value.is<std::shared_ptr<const Range>>();
 }
 
 bool is_iterable(const Value& value) {
-  return is_sequence(value) || value.is_undefined() || value.is<std::shared_ptr<const View>>() ||
+  return is_sequence(value) || value.is<std::shared_ptr<const View>>() ||
          value.is<std::shared_ptr<Stream>>();
 }
 
@@ -90,6 +90,7 @@ bool cased(Interpreter& in, const Value& value, Arguments& given) {
 template <bool filters>
 bool known(Interpreter&, const Value& value, Arguments& given) {
   const Parameters p("test", given, {});
+  require(is_hashable(value), "unhashable type: '", type_name(value), "'");
   if (!value.is_text()) return false;
   return filters ? find_filter(value.bytes()) != nullptr : find_test(value.bytes()) != nullptr;
 }

@@ -48,6 +48,22 @@ void Text::append(const Text& other) {
   other.for_each_run([this](std::string_view bytes, bool special) { append(bytes, special); });
 }
 
+void Text::append_times(const Text& other, size_t count) {
+  reserve(size() + other.size() * count);
+  if (!other.flips_.empty()) {
+    for (size_t i = 0; i < count; ++i) append(other);
+    return;
+  }
+  if (count == 0) return;
+  append(other);
+  // One origin: the bytes alone are doubled, so that many short copies cost what one long one does.
+  for (size_t done = 1; done < count;) {
+    const size_t more = std::min(done, count - done);
+    bytes_.append(bytes_, bytes_.size() - done * other.size(), more * other.size());
+    done += more;
+  }
+}
+
 Text Text::substr(size_t begin, size_t end) const {
   Text out(bytes_.substr(begin, end - begin), special_at(begin));
   const auto first = std::upper_bound(flips_.begin(), flips_.end(), begin);

@@ -27,6 +27,7 @@ class Text {
   void append(std::string_view bytes, bool special);
   void append(const Text& other);
   void reserve(size_t bytes) { bytes_.reserve(bytes); }
+  void append_times(const Text& other, size_t count);
   Text substr(size_t begin, size_t end) const;  // byte offsets, begin <= end <= size()
 
   // Calls visit(std::string_view, bool special) for every run, in order.

@@ -9,6 +9,9 @@
 namespace longspur::io::chat {
 namespace {
 
+// What finding one place costs: room for its parts, and the time to make them.
+constexpr int64_t kPlaceBytes = 128;
+
 constexpr auto kNone = std::string_view::npos;
 
 std::set<char32_t> characters(const Text& text) {
@@ -39,12 +42,13 @@ size_t skip_words(std::string_view bytes, size_t at) {
   return at;
 }
 
-std::vector<Text> split_blanks_left(const Text& text, int64_t limit) {
+std::vector<Text> split_blanks_left(Budget& budget, const Text& text, int64_t limit) {
   const std::string_view bytes = text.bytes();
   std::vector<Text> out;
   for (size_t at = skip_spaces(bytes, 0); at < bytes.size(); at = skip_spaces(bytes, at)) {
+    budget.allocate(kPlaceBytes);
     if (limit >= 0 && static_cast<int64_t>(out.size()) >= limit) {
-      out.push_back(text.substr(at, trim_end(bytes, at, bytes.size())));
+      out.push_back(text.substr(at, bytes.size()));
       break;
     }
     const size_t end = skip_words(bytes, at);
@@ -54,13 +58,14 @@ std::vector<Text> split_blanks_left(const Text& text, int64_t limit) {
   return out;
 }
 
-std::vector<Text> split_blanks_right(const Text& text, int64_t limit) {
+std::vector<Text> split_blanks_right(Budget& budget, const Text& text, int64_t limit) {
   const std::string_view bytes = text.bytes();
   std::vector<Text> out;
   for (size_t end = back_while(bytes, bytes.size(), true); end > 0;
        end = back_while(bytes.substr(0, end), end, true)) {
+    budget.allocate(kPlaceBytes);
     if (limit >= 0 && static_cast<int64_t>(out.size()) >= limit) {
-      out.push_back(text.substr(std::min(skip_spaces(bytes, 0), end), end));
+      out.push_back(text.substr(0, end));
       break;
     }
     const size_t begin = back_while(bytes.substr(0, end), end, false);
@@ -72,19 +77,26 @@ std::vector<Text> split_blanks_right(const Text& text, int64_t limit) {
 }
 
 // Places of a separator, not overlapping, from the left or (the last ones) from the right.
-std::vector<size_t> places(std::string_view text, std::string_view part, int64_t limit) {
+std::vector<size_t> places(Budget& budget,
+                           std::string_view text,
+                           std::string_view part,
+                           int64_t limit) {
   std::vector<size_t> out;
   for (size_t at = find_bytes(text, part); at != kNone && (limit < 0 || limit-- > 0);
        at = find_bytes(text, part, at + part.size())) {
+    budget.allocate(kPlaceBytes);
     out.push_back(at);
   }
   return out;
 }
 
-std::vector<size_t> places_from_right(std::string_view text, std::string_view part, int64_t limit) {
+std::vector<size_t> places_from_right(Budget& budget,
+                                      std::string_view text,
+                                      std::string_view part,
+                                      int64_t limit) {
   const std::string reversed(text.rbegin(), text.rend());
   const std::string wanted(part.rbegin(), part.rend());
-  std::vector<size_t> out = places(reversed, wanted, limit);
+  std::vector<size_t> out = places(budget, reversed, wanted, limit);
   for (size_t& at : out) at = text.size() - at - part.size();
   std::reverse(out.begin(), out.end());
   return out;
@@ -109,14 +121,16 @@ Text strip(const Text& text, Side side, const std::optional<Text>& chars) {
   return text.substr(begin, end);
 }
 
-std::vector<Text> split_blanks(const Text& text, int64_t limit, bool from_right) {
-  return from_right ? split_blanks_right(text, limit) : split_blanks_left(text, limit);
+std::vector<Text> split_blanks(Budget& budget, const Text& text, int64_t limit, bool from_right) {
+  return from_right ? split_blanks_right(budget, text, limit)
+                    : split_blanks_left(budget, text, limit);
 }
 
-std::vector<Text> split(const Text& text, const Text& separator, int64_t limit, bool from_right) {
-  const std::vector<size_t> cuts = from_right
-                                       ? places_from_right(text.bytes(), separator.bytes(), limit)
-                                       : places(text.bytes(), separator.bytes(), limit);
+std::vector<Text> split(
+    Budget& budget, const Text& text, const Text& separator, int64_t limit, bool from_right) {
+  const std::vector<size_t> cuts =
+      from_right ? places_from_right(budget, text.bytes(), separator.bytes(), limit)
+                 : places(budget, text.bytes(), separator.bytes(), limit);
   std::vector<Text> out;
   size_t begin = 0;
   for (const size_t cut : cuts) {
@@ -127,7 +141,7 @@ std::vector<Text> split(const Text& text, const Text& separator, int64_t limit, 
   return out;
 }
 
-std::vector<Text> split_lines(const Text& text, bool keep_ends) {
+std::vector<Text> split_lines(Budget& budget, const Text& text, bool keep_ends) {
   const std::string_view bytes = text.bytes();
   std::vector<Text> out;
   size_t begin = 0;
@@ -137,6 +151,7 @@ std::vector<Text> split_lines(const Text& text, bool keep_ends) {
       at += length;
       continue;
     }
+    budget.allocate(kPlaceBytes);
     size_t end = at + length;
     if (code == '\r' && end < bytes.size() && bytes[end] == '\n') ++end;
     out.push_back(text.substr(begin, keep_ends ? end : at));
@@ -152,12 +167,13 @@ Text replace(Budget& budget, const Text& text, const Text& old, const Text& with
   if (old.empty()) {  // between all characters
     for (size_t at = 0, length = 0; limit < 0 || static_cast<int64_t>(cuts.size()) < limit;
          at += length) {
+      budget.allocate(kPlaceBytes);
       cuts.push_back(at);
       if (at >= bytes.size()) break;
       decode_at(bytes, at, &length);
     }
   } else {
-    cuts = places(bytes, old.bytes(), limit);
+    cuts = places(budget, bytes, old.bytes(), limit);
   }
   budget.spend(static_cast<int64_t>(cuts.size()) / 8);
   budget.allocate(static_cast<int64_t>(bytes.size() + cuts.size() * sizeof(size_t)));
@@ -183,22 +199,21 @@ Text join(Budget& budget, const Text& separator, const std::vector<Text>& parts)
   return out;
 }
 
-int64_t count_occurrences(std::string_view text, std::string_view part) {
+int64_t count_occurrences(Budget& budget, std::string_view text, std::string_view part) {
   if (part.empty()) return static_cast<int64_t>(count_code_points(text)) + 1;
-  return static_cast<int64_t>(places(text, part, -1).size());
+  return static_cast<int64_t>(places(budget, text, part, -1).size());
 }
 
 Text pad(Budget& budget, const Text& text, int64_t width, const Text& fill, Side side) {
   const int64_t missing = width - static_cast<int64_t>(count_code_points(text.bytes()));
   if (missing <= 0) return text;
   budget.allocate(missing * static_cast<int64_t>(fill.size()) + static_cast<int64_t>(text.size()));
-  budget.spend(missing / 8);
   int64_t left = side == Side::left ? missing : 0;
   if (side == Side::both) left = missing / 2 + (missing & width & 1);  // as CPython rounds
   Text out;
-  for (int64_t i = 0; i < left; ++i) out.append(fill);
+  out.append_times(fill, static_cast<size_t>(left));
   out.append(text);
-  for (int64_t i = left; i < missing; ++i) out.append(fill);
+  out.append_times(fill, static_cast<size_t>(missing - left));
   return out;
 }
 

@@ -145,6 +145,15 @@ Value* Namespace::find(std::string_view name) {
   return nullptr;
 }
 
+std::optional<Value> Stream::pull() {
+  if (start) items = std::exchange(start, nullptr)();
+  while (next < items.size()) {
+    Value item = std::move(items[next++]);
+    if (!step || step(item)) return item;
+  }
+  return std::nullopt;
+}
+
 std::string Object::repr() const { return concat("<", type(), ">"); }
 
 Value Object::call(Interpreter&, Arguments&) { fail("'", type(), "' object is not callable"); }
@@ -183,6 +192,17 @@ Value make_stream(std::vector<Value> items, bool special, const char* type) {
   stream->depth = checked_depth(deepest(items));
   stream->items = std::move(items);
   stream->type = type;
+  return {Value::Data(std::move(stream)), special};
+}
+
+Value make_stream(std::function<std::vector<Value>()> start,
+                  std::function<bool(Value&)> step,
+                  int depth,
+                  bool special) {
+  auto stream = std::make_shared<Stream>();
+  stream->depth = checked_depth(depth);
+  stream->start = std::move(start);
+  stream->step = std::move(step);
   return {Value::Data(std::move(stream)), special};
 }
 

@@ -4,7 +4,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -128,12 +130,16 @@ struct View {
   bool special;
 };
 
-// What Python calls a generator or an iterator: every item once.
+// What Python calls a generator or an iterator: every item once, worked out when it is asked for.
 struct Stream {
+  std::function<std::vector<Value>()> start;  // makes `items` before the first pull
+  std::function<bool(Value&)> step;           // changes an item, or drops it (false)
   std::vector<Value> items;
   const char* type = "generator";
   size_t next = 0;
   int depth = 1;
+
+  std::optional<Value> pull();
 };
 
 // namespace(): the one thing that templates may change. The interpreter owns it.
@@ -166,7 +172,12 @@ template <class... Parts>
 
 Value make_sequence(std::vector<Value> items, bool tuple, bool special);
 Value make_dict(std::shared_ptr<Dict> dict, bool special);
+// An iterator over items at hand, or over what `start` makes, which holds values this deep.
 Value make_stream(std::vector<Value> items, bool special, const char* type = "generator");
+Value make_stream(std::function<std::vector<Value>()> start,
+                  std::function<bool(Value&)> step,
+                  int depth,
+                  bool special);
 Value make_object(std::shared_ptr<Object> object);
 int depth_of(const Value& value);
 
