@@ -9,8 +9,8 @@ namespace longspur::io::chat {
 namespace {
 
 struct Symbols {
-  const Symbols* base = nullptr;   // the same block before this branch of it
-  const Symbols* outer = nullptr;  // the block around
+  const Symbols* base = nullptr;        // the same block before this branch of it
+  const Symbols* outer = nullptr;       // the block around
   std::unordered_map<int, bool> known;  // name -> hidden until it is assigned
   std::unordered_set<int> stores;
 
