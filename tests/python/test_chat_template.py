@@ -1,6 +1,7 @@
 """The chat template engine against jinja2 with transformers' settings, over random templates, the
 templates of tests/golden and that of the default model."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -32,7 +33,7 @@ def probe(build_dir: Path) -> Render:
         done = subprocess.run(
             [str(binary)], input=lines.encode(), capture_output=True, timeout=120, check=True
         )
-        answers = [json.loads(line) for line in done.stdout.decode().splitlines()]
+        answers = [json.loads(line) for line in done.stdout.splitlines()]
         assert len(answers) == len(requests)
         return answers
 
@@ -93,6 +94,20 @@ def test_random_templates(probe: Render) -> None:
     found, same = differences(probe, requests)
     assert not found, "\n".join(found[:10])
     assert same > 45
+
+
+def test_cases_by_hand(probe: Render, repo_root: Path) -> None:
+    """One template a line; after `python:` a Python string, for those with line ends."""
+    lines = (repo_root / "tests/golden/chat_cases.txt").read_text().split("\n")
+    given = {"extra": VARIABLES, "now": 1_700_000_123, "bos_token": "<s>"}
+    given["messages"] = [{"role": "user", "content": "c"}]
+    requests = []
+    for line in filter(None, lines):
+        template = ast.literal_eval(line[7:]) if line.startswith("python:") else line
+        requests.append({"template": template, **given})
+    found, same = differences(probe, requests)
+    assert not found, "\n".join(found[:10])
+    assert same > 100
 
 
 def test_golden_file_is_up_to_date(probe: Render, repo_root: Path) -> None:

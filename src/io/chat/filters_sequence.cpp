@@ -40,7 +40,6 @@ Value first_filter(Interpreter& in, const Value& value, Arguments& given) {
 }
 
 void require_reversible(const Value& value) {
-  require_defined(value);
   if (value.is<std::shared_ptr<Stream>>()) {
     fail("'", type_name(value), "' object is not reversible");
   }

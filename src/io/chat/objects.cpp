@@ -32,7 +32,7 @@ bool Macro::attribute(Interpreter& interpreter, std::string_view name, Value* ou
     for (const auto& parameter : definition.signature.parameters) {
       names.push_back(Value::text(parameter.name, true));
     }
-    *out = interpreter.list(std::move(names), true);
+    *out = interpreter.list(std::move(names), true, true);
   } else if (name == "catch_kwargs" || name == "catch_varargs" || name == "caller") {
     *out = Value::boolean(name == "caller"         ? definition.signature.uses_caller
                           : name == "catch_kwargs" ? definition.signature.uses_kwargs
