@@ -139,14 +139,18 @@ def test_parity(shape, dtype, causal, device):
 def test_any_scale(scale, device):
     packed = Packed([(40, 70), (3, 3)], 4, 2, 24, torch.float32, device)
     cu = packed.cu_q, packed.cu_k
-    expected, _ = results_and_gradients(
-        packed, torch.float64, lambda q, k, v: plain(q, k, v, *cu, True, scale)
-    )
+
+    def reference(q, k, v):
+        return plain(q, k, v, *cu, True, scale)
+
+    expected, _ = results_and_gradients(packed, torch.float64, reference)
+    naive, _ = results_and_gradients(packed, torch.float32, reference)
     found, _ = results_and_gradients(
         packed, torch.float32, lambda q, k, v: attention(q, k, v, *cu, *packed.longest, True, scale)
     )
     for name, value in found.items():
-        assert error(value, expected[name]) <= 3e-6, name
+        bound = 2.0 * error(naive[name], expected[name]) + FLOOR[torch.float32]
+        assert error(value, expected[name]) <= bound, name
 
 
 def test_strided_operands():
