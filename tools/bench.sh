@@ -11,6 +11,13 @@ else
   echo 'bench: llama-cpp-python is not in .venv, nothing to compare with'
 fi
 mkdir -p build/bench bench/results
-build/release/bin/longspur bench --model smollm2 "${compare[@]}" "$@" --output build/bench/cpu.json
-.venv/bin/python tools/record_bench.py build/bench/cpu.json bench/results/cpu_smollm2.json
+build/release/bin/longspur bench --model smollm2 --batch 1 "${compare[@]}" "$@" \
+  --output build/bench/cpu.json
+.venv/bin/python tools/record_bench.py bench/results/cpu_smollm2.json "" build/bench/cpu.json
+for length in 64 512; do
+  build/release/bin/longspur bench --model smollm2 --lengths "$length" --batch 1,4,16 --tokens 48 \
+    --output "build/bench/batch$length.json"
+done
+.venv/bin/python tools/record_bench.py bench/results/cpu_smollm2_batch.json \
+  "Several sequences at once, SmolLM2-135M-Instruct (Q4_1) on the CPU" build/bench/batch{64,512}.json
 .venv/bin/python tools/update_readme.py

@@ -1,4 +1,6 @@
-"""Turns what `longspur bench --output` wrote into a result file: record_bench.py INPUT OUTPUT.
+"""Turns what `longspur bench --output` wrote into a result file:
+
+    record_bench.py OUTPUT TITLE INPUT...      (an empty TITLE: the default model on the CPU)
 
 Every key of a row becomes a column, in the order of the first row, but for lists and objects, which
 are kept in the file; so are the name of the baseline and the note. Device and date are this
@@ -23,12 +25,15 @@ def processor() -> str:
     return f"{name}, {len(os.sched_getaffinity(0))} threads, {best}"
 
 
-def record(raw: dict, device: str, date: str) -> dict:
+TITLE = "SmolLM2-135M-Instruct (Q4_1) on the CPU"
+
+
+def record(raw: dict, device: str, date: str, title: str = TITLE) -> dict:
     rows = raw["rows"]
     if not rows:
         raise SystemExit("bench: found no rows, expected at least one")
     shown = [key for key, value in rows[0].items() if not isinstance(value, list | dict)]
-    result = {"title": "SmolLM2-135M-Instruct (Q4_1) on the CPU", "device": device, "date": date}
+    result = {"title": title, "device": device, "date": date}
     if raw.get("baseline"):
         result["baseline"] = raw["baseline"]
     if raw.get("note"):
@@ -38,9 +43,10 @@ def record(raw: dict, device: str, date: str) -> dict:
     return result
 
 
-def main(source: str, target: str) -> None:
-    raw = json.loads(Path(source).read_text())
-    result = record(raw, processor(), datetime.date.today().isoformat())
+def main(target: str, title: str, *sources: str) -> None:
+    parts = [json.loads(Path(source).read_text()) for source in sources]
+    raw = parts[0] | {"rows": [row for part in parts for row in part["rows"]]}
+    result = record(raw, processor(), datetime.date.today().isoformat(), title or TITLE)
     Path(target).write_text(json.dumps(result, indent=1) + "\n")
     print(f"bench: wrote {target}")
 
