@@ -1,6 +1,7 @@
 #include "runtime/cpu_weights.h"
 
 #include "base/error.h"
+#include "models/decoder_loading.h"
 
 namespace longspur::runtime {
 
@@ -81,22 +82,7 @@ CpuWeights load_cpu_weights(const models::DecoderTensors& tensors,
                             ThreadPool& pool,
                             const std::function<void(int64_t)>& progress) {
   Loader loader(fp32, pool, progress);
-  CpuWeights weights;
-  weights.embedding = loader.linear({tensors.embedding}, {{}});
-  weights.head = tensors.head ? loader.linear({tensors.head}, {{}}) : weights.embedding;
-  weights.final_norm = loader.vector(tensors.final_norm);
-  for (const models::LayerTensors& t : tensors.layers) {
-    CpuLayer& layer = weights.layers.emplace_back();
-    layer.attn_norm = loader.vector(t.attn_norm);
-    layer.qkv = loader.linear({t.q, t.k, t.v}, {t.q_bias, t.k_bias, t.v_bias});
-    layer.q_norm = loader.vector(t.q_norm);
-    layer.k_norm = loader.vector(t.k_norm);
-    layer.output = loader.linear({t.output}, {t.output_bias});
-    layer.ffn_norm = loader.vector(t.ffn_norm);
-    layer.gate_up = loader.linear({t.gate, t.up}, {t.gate_bias, t.up_bias});
-    layer.down = loader.linear({t.down}, {t.down_bias});
-  }
-  return weights;
+  return models::load_decoder<CpuWeights>(loader, tensors);
 }
 
 }  // namespace longspur::runtime

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "models/decoder_loading.h"
+
 namespace longspur::runtime {
 
 namespace {
@@ -69,22 +71,7 @@ CudaWeights load_cuda_weights(const models::DecoderTensors& tensors,
                               at::Device device,
                               const std::function<void(int64_t)>& progress) {
   Loader loader(type, device, progress);
-  CudaWeights weights;
-  weights.embedding = loader.linear({tensors.embedding}, {});
-  weights.head = tensors.head ? loader.linear({tensors.head}, {}) : weights.embedding;
-  weights.final_norm = loader.vector(tensors.final_norm);
-  for (const models::LayerTensors& t : tensors.layers) {
-    CudaLayer& layer = weights.layers.emplace_back();
-    layer.attn_norm = loader.vector(t.attn_norm);
-    layer.qkv = loader.linear({t.q, t.k, t.v}, {t.q_bias, t.k_bias, t.v_bias});
-    layer.q_norm = loader.vector(t.q_norm);
-    layer.k_norm = loader.vector(t.k_norm);
-    layer.output = loader.linear({t.output}, {t.output_bias});
-    layer.ffn_norm = loader.vector(t.ffn_norm);
-    layer.gate_up = loader.linear({t.gate, t.up}, {t.gate_bias, t.up_bias});
-    layer.down = loader.linear({t.down}, {t.down_bias});
-  }
-  return weights;
+  return models::load_decoder<CudaWeights>(loader, tensors);
 }
 
 }  // namespace longspur::runtime
