@@ -158,11 +158,14 @@ inline PeakOf find_peak(const IntVec (&magnitude)[kBlockVecs], int32_t largest) 
   return {peak[0], fold(others, max_of)[0]};
 }
 
+// The step of a block's codes, its inverse, and the part with high bytes.
+struct Steps {
+  float scale, inverse;
+  int32_t peak;
+  bool finite;
+};
 template <bool kTwo>
-inline void quantize_block(FloatVec (&x)[kBlockVecs],
-                           WeightKind kind,
-                           const CodeRow& row,
-                           std::byte* block) {
+inline Steps choose_steps(const FloatVec (&x)[kBlockVecs]) {
   constexpr float kLimit = kTwo ? 16256.0f : 127.0f;
   // The magnitude's bits order like the magnitude, and NaN comes out largest.
   IntVec magnitude[kBlockVecs], all{};
@@ -181,33 +184,22 @@ inline void quantize_block(FloatVec (&x)[kBlockVecs],
     peak = found.part;
     if (finite) top = others > least ? others : least;
   }
-  const float scale = zero ? 0.0f : top / kLimit;
-  const float inverse = zero || !finite ? 0.0f : kLimit / top;
-  if (!finite) {  // the scale spoils the row by itself; the codes must only stay summable
-    for (FloatVec& v : x) v = FloatVec{};
-  }
-  const FloatVec magic = splat(12582912.0f);
-  IntVec codes[kBlockVecs], total{};
-  for (int i = 0; i < kBlockVecs; ++i) {
-    codes[i] = bits_of(x[i] * inverse + magic) - 0x4b400000;
-    total += codes[i];
-  }
-  const int32_t sum = sum_lanes(total);
-  __builtin_memcpy(block, &scale, sizeof scale);
-  if (kind == kQ4_1Kind) {
-    const float offset = scale * float(sum);
-    __builtin_memcpy(block + row.width * 4, &offset, sizeof offset);
-  } else {
-    const uint32_t offset = uint32_t(sum) * (kind == kQ4_0Kind ? uint32_t(-8) : uint32_t(-128));
-    __builtin_memcpy(block + row.width * 4, &offset, sizeof offset);
-  }
+  return {zero ? 0.0f : top / kLimit, zero || !finite ? 0.0f : kLimit / top, peak, finite};
+}
+
+// Splits codes into bytes and writes them; `block` is this token's scale, 4 bytes a token into the
+// tile's block.
+template <bool kTwo>
+inline void write_codes(IntVec (&codes)[kBlockVecs],
+                        int32_t peak,
+                        const CodeRow& row,
+                        std::byte* block) {
   IntVec upper[kBlockVecs];
   for (int i = 0; i < kBlockVecs; ++i) {
     upper[i] = (codes[i] + 64) >> 7;
     if constexpr (!kTwo) upper[i] = part_of_lanes(i, Lanes{}) == peak ? upper[i] : IntVec{};
     codes[i] -= upper[i] << 7;
   }
-  // `block` is already this token's scale, 4 bytes into the tile's block.
   std::byte* first = block + row.width * 8 + row.token * (kBlock - 4);
   std::byte* second = first + row.width * kBlock;
   if constexpr (kTwo) {
@@ -223,6 +215,33 @@ inline void quantize_block(FloatVec (&x)[kBlockVecs],
     std::byte* peaks = block - row.token * 4 + row.width * (8 + kBlock);
     __builtin_memcpy(peaks + row.token * int64_t(sizeof(Peak)), &stored, sizeof stored);
   }
+}
+
+template <bool kTwo>
+inline void quantize_block(FloatVec (&x)[kBlockVecs],
+                           WeightKind kind,
+                           const CodeRow& row,
+                           std::byte* block) {
+  const Steps steps = choose_steps<kTwo>(x);
+  if (!steps.finite) {  // the scale spoils the row by itself; the codes must only stay summable
+    for (FloatVec& v : x) v = FloatVec{};
+  }
+  const FloatVec magic = splat(12582912.0f);
+  IntVec codes[kBlockVecs], total{};
+  for (int i = 0; i < kBlockVecs; ++i) {
+    codes[i] = bits_of(x[i] * steps.inverse + magic) - 0x4b400000;
+    total += codes[i];
+  }
+  const int32_t sum = sum_lanes(total);
+  __builtin_memcpy(block, &steps.scale, sizeof steps.scale);
+  if (kind == kQ4_1Kind) {
+    const float offset = steps.scale * float(sum);
+    __builtin_memcpy(block + row.width * 4, &offset, sizeof offset);
+  } else {
+    const uint32_t offset = uint32_t(sum) * (kind == kQ4_0Kind ? uint32_t(-8) : uint32_t(-128));
+    __builtin_memcpy(block + row.width * 4, &offset, sizeof offset);
+  }
+  write_codes<kTwo>(codes, steps.peak, row, block);
 }
 
 // A few blocks are transformed before any is quantised: the two dependent chains in one, exp and
