@@ -66,7 +66,8 @@ std::unique_ptr<engine::Engine> load_engine(const engine::EngineOptions& options
 
 ModelLimits model_limits(const engine::EngineOptions& options) {
   const io::ModelConfig config = engine::open_model(options.model, false).config;
-  return {config.vocab, options.max_context > 0 ? options.max_context : config.max_position};
+  return {config.vocab,
+          options.max_context > 0 ? options.max_context : io::default_context(config)};
 }
 
 std::unique_ptr<io::Tokenizer> open_tokenizer(const std::string& model) {

@@ -124,7 +124,8 @@ ModelSummary summarize(const engine::EngineOptions& options, const engine::Model
     summary.parameters += group.elements;
     summary.tensor_bytes += group.bytes;
   }
-  summary.context = options.max_context > 0 ? options.max_context : model.config.max_position;
+  summary.context =
+      options.max_context > 0 ? options.max_context : io::default_context(model.config);
   summary.memory = memory_needs(options, model);
   return summary;
 }

@@ -1,5 +1,6 @@
 #include "io/files/config_checks.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "base/error.h"
@@ -100,6 +101,12 @@ Architecture parse_architecture(const std::string& name, const std::string& wher
   }
   throw UnsupportedError(
       concat(where, ": found ", shown(name), ", expected llama, mistral, qwen2 or qwen3"));
+}
+
+int64_t default_context(const ModelConfig& config) {
+  if (config.rope_scaling.kind != RopeScaling::Kind::kDynamic) return config.max_position;
+  return std::max(config.max_position,
+                  int64_t(double(config.max_position) * config.rope_scaling.factor));
 }
 
 }  // namespace longspur::io

@@ -59,6 +59,10 @@ struct ModelConfig {
   std::vector<float> rope_freq_factors;
 };
 
+// Tokens a sequence may have unless told otherwise: the trained context, which dynamic scaling
+// stretches by its factor without further training.
+int64_t default_context(const ModelConfig& config);
+
 ModelConfig model_config_from_gguf(const GgufFile& file);
 ModelConfig model_config_from_hf(const std::string& folder);  // reads config.json
 
