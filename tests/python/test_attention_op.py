@@ -149,7 +149,8 @@ def test_any_scale(scale, device):
         packed, torch.float32, lambda q, k, v: attention(q, k, v, *cu, *packed.longest, True, scale)
     )
     for name, value in found.items():
-        bound = 2.0 * error(naive[name], expected[name]) + FLOOR[torch.float32]
+        # three times, not two: scores of tens put the exponentials' own error on top
+        bound = 3.0 * error(naive[name], expected[name]) + FLOOR[torch.float32]
         assert error(value, expected[name]) <= bound, name
 
 
