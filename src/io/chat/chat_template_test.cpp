@@ -291,7 +291,7 @@ std::vector<std::string> bombs() {
       "{{ '%1000000000d' % 1 }}",
       "{{ '{:1000000000}'.format(1) }}",
       "{{ 'x'.center(10**12) }}",
-      "{{ 'a'.replace('', 'x' * 10000000).replace('x', 'y' * 100000) }}",
+      "{{ 'a'.replace('', 'x' * 1000000).replace('x', 'y' * 100000) }}",
       "{% for i in range(100000) %}{{ 'x' * 100000 }}{% endfor %}",
       "{% set s = 'a' * 1000000 %}{% for i in range(100000) %}{{ s.count('b') }}{% endfor %}",
       "{% set s = 'ab' * 1000000 %}{% for i in range(100000) %}{{ s[500000] }}{% endfor %}",
@@ -305,6 +305,7 @@ std::vector<std::string> bombs() {
       repeated("{% if 1 %}", 50000),
       repeated("{% for x in y %}", 50000),
       "{{ " + repeated("1 if ", 50000) + " }}",
+      "{{ 1" + repeated(" if 1", 50000) + " }}",
       "{{ x" + repeated(" is defined", 50000) + "(" + repeated("(", 50000) + " }}",
       "{{ " + repeated("f(", 50000) + " }}",
       "{{ x" + repeated("[y", 50000) + " }}",
@@ -314,6 +315,12 @@ std::vector<std::string> bombs() {
       "{{ dict(" + repeated("a=1,", 200000) + ") }}"};
 }
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr double kMostSeconds = 60.0;  // every byte of a string is checked
+#else
+constexpr double kMostSeconds = 2.0;
+#endif
+
 TEST(ChatTemplateBudget, BombsEndInAnErrorSoon) {
   for (const std::string& source : bombs()) {
     const std::clock_t start = std::clock();  // processor time: other programs do not count
@@ -322,8 +329,8 @@ TEST(ChatTemplateBudget, BombsEndInAnErrorSoon) {
     EXPECT_EQ(error.find("chat template: "), 0u)
         << source.substr(0, 100) << ": " << error.substr(0, 200);
     RecordProperty("ms " + source.substr(0, 60), std::to_string(seconds * 1e3));
-    // 0.1 s in a release build on an idle machine; the margin is for busy and instrumented ones.
-    EXPECT_LT(seconds, 2.0) << source.substr(0, 100);
+    // 0.1 s in a release build on an idle machine; the margin is for busy ones.
+    EXPECT_LT(seconds, kMostSeconds) << source.substr(0, 100);
   }
 }
 

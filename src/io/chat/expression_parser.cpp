@@ -2,6 +2,7 @@
 #include "io/chat/expression_parser.h"
 
 #include <algorithm>
+#include <deque>
 
 namespace longspur::io::chat {
 namespace {
@@ -158,8 +159,10 @@ Target ExpressionParser::target(std::string_view end_name, bool allow_attribute)
 ExprPtr ExpressionParser::conditional() {
   const Position position = current().position;
   ExprPtr value = either();
+  std::deque<Nesting>
+      chain;  // without an else each conditional is the next one's value: one deeper
   while (skip_name("if")) {
-    const Nesting nesting(*this);
+    chain.emplace_back(*this);
     const bool outer = std::exchange(soft_, true);
     ExprPtr condition = either();
     ExprPtr no = skip_name("else") ? conditional() : nullptr;
