@@ -365,7 +365,7 @@ TEST(Gguf, OpensLargeVocabulariesQuickly) {
     ASSERT_EQ(file->find_strings("tokenizer.ggml.tokens")->size(), kTokens);
   }
   RecordProperty("cpu_seconds", std::to_string(best));
-  EXPECT_LT(best, 4 * kRefusalSeconds);  // 0.2 s, ten times that with sanitizers
+  EXPECT_LT(best, 4 * testing::kRefusalSeconds);  // 0.2 s, ten times that with sanitizers
 }
 
 // Damaged anywhere, a file is refused or read within its bounds (which the sanitizers watch).
