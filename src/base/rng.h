@@ -26,4 +26,15 @@ inline std::array<uint32_t, 4> philox4x32(uint64_t seed, uint64_t stream, uint64
 // Uniform in [0, 1) with 24 bits.
 inline float uniform01(uint32_t bits) { return float(bits >> 8) * 0x1p-24f; }
 
+// Numbers for tests, uniform in [-1, 1), from a counter.
+class Noise {
+ public:
+  explicit Noise(uint64_t seed) : seed_(seed) {}
+  uint32_t bits() { return philox4x32(seed_, 0, count_++)[0]; }
+  float next() { return 2 * uniform01(bits()) - 1; }
+
+ private:
+  uint64_t seed_, count_ = 0;
+};
+
 }  // namespace longspur

@@ -1,9 +1,9 @@
 #include "engine/device.h"
 
 #include <charconv>
-#include <fstream>
 
 #include "base/error.h"
+#include "engine/machine.h"
 #include "runtime/cpu_executor.h"
 #include "runtime/cuda_memory.h"
 #include "runtime/plugin.h"
@@ -18,14 +18,8 @@ constexpr double kHostCacheShare = 0.5;
 constexpr double kDeviceCacheShare = 0.9;
 
 int64_t available_memory() {
-  std::ifstream file("/proc/meminfo");
-  std::string key, unit;
-  int64_t kilobytes = 0;
-  while (file >> key >> kilobytes) {
-    std::getline(file, unit);
-    if (key == "MemAvailable:") return kilobytes * 1024;
-  }
-  return int64_t(4) << 30;  // no such file: assume a small machine
+  const int64_t bytes = meminfo_bytes("MemAvailable:");
+  return bytes > 0 ? bytes : int64_t(4) << 30;  // unknown: assume a small machine
 }
 
 bool is_fp32(const EngineOptions& options) { return options.compute == Compute::kFp32; }

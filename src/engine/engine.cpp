@@ -107,7 +107,7 @@ class EngineImpl final : public Engine {
     cache::BlockTable table(blocks_);
     const int64_t total = int64_t(tokens.size());
     require(table.grow(total), "logits: ", total, " tokens do not fit in the ",
-            blocks_.free_blocks() * 64, " free tokens of the cache");
+            blocks_.free_blocks() * cache::kBlockTokens, " free tokens of the cache");
     for (int64_t begin = 0; begin < total; begin += options_.prefill_chunk) {
       const int64_t end = std::min(total, begin + options_.prefill_chunk);
       builder_.clear();

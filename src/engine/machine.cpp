@@ -49,14 +49,6 @@ std::vector<std::string> instruction_sets() {
   return found;
 }
 
-int64_t memory_bytes(std::string_view wanted) {
-  std::ifstream file("/proc/meminfo");
-  std::string key, rest;
-  for (int64_t kilobytes = 0; file >> key >> kilobytes; std::getline(file, rest))
-    if (key == wanted) return kilobytes * 1024;
-  return 0;
-}
-
 // "always [madvise] never" -> "madvise"
 std::string huge_pages() {
   std::ifstream file("/sys/kernel/mm/transparent_hugepage/enabled");
@@ -91,14 +83,22 @@ fs::path torch_ops_path() {
 
 }  // namespace
 
+int64_t meminfo_bytes(std::string_view entry) {
+  std::ifstream file("/proc/meminfo");
+  std::string key, rest;
+  for (int64_t kilobytes = 0; file >> key >> kilobytes; std::getline(file, rest))
+    if (key == entry) return kilobytes * 1024;
+  return 0;
+}
+
 Machine describe_machine() {
   Machine machine;
   machine.processor = cpuinfo({"model name", "Model"});
   machine.threads = available_threads();
   machine.processors = int(std::max(1L, sysconf(_SC_NPROCESSORS_ONLN)));
   machine.instruction_sets = instruction_sets();
-  machine.memory_total = memory_bytes("MemTotal:");
-  machine.memory_available = memory_bytes("MemAvailable:");
+  machine.memory_total = meminfo_bytes("MemTotal:");
+  machine.memory_available = meminfo_bytes("MemAvailable:");
   machine.huge_pages = huge_pages();
   machine.kernels = {{"qgemm", std::string(kernels::qgemm::active_isa())},
                      {"attention", std::string(kernels::attention::active_isa())}};

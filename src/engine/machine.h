@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace longspur::engine {
@@ -44,6 +45,9 @@ struct Machine {
   std::string torch_ops;  // path of the op library beside the program
   bool torch_ops_present = false;
 };
+
+// Bytes of an entry of /proc/meminfo ("MemAvailable:"); 0 where there is none.
+int64_t meminfo_bytes(std::string_view entry);
 
 // Loads the CUDA plugin when it is there, which takes seconds.
 Machine describe_machine();

@@ -37,11 +37,15 @@ void validate_options(const EngineOptions& options) {
   }
 }
 
+int64_t context_of(const EngineOptions& options, const io::ModelConfig& config) {
+  return options.max_context > 0 ? options.max_context : io::default_context(config);
+}
+
 EnginePlan plan_memory(const EngineOptions& options,
                        const io::ModelConfig& config,
                        const models::DecoderTensors& tensors) {
   EnginePlan plan;
-  plan.max_context = options.max_context > 0 ? options.max_context : io::default_context(config);
+  plan.max_context = context_of(options, config);
   const DeviceMemoryNeeds needs = device_memory_needs(options, config, tensors, plan.max_context);
   plan.bytes.weights_bytes = needs.weights_bytes;
   plan.bytes.workspace_bytes = needs.workspace_bytes;

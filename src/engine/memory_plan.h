@@ -15,6 +15,9 @@ struct EnginePlan {
 // Throws UsageError on impossible values and UnsupportedError on what is not built.
 void validate_options(const EngineOptions& options);
 
+// Tokens a sequence may have: what the options ask for, else the model's own.
+int64_t context_of(const EngineOptions& options, const io::ModelConfig& config);
+
 EnginePlan plan_memory(const EngineOptions& options,
                        const io::ModelConfig& config,
                        const models::DecoderTensors& tensors);

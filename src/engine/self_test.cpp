@@ -24,17 +24,6 @@ namespace sampling = kernels::sampling;
 
 constexpr int kThreads = 2;  // so that barriers and the split of work are run too
 
-// Numbers of one test, uniform in [-1, 1).
-class Noise {
- public:
-  explicit Noise(uint64_t seed) : seed_(seed) {}
-  uint32_t bits() { return philox4x32(seed_, 0, count_++)[0]; }
-  float next() { return 2 * uniform01(bits()) - 1; }
-
- private:
-  uint64_t seed_, count_ = 0;
-};
-
 std::vector<float> noise(uint64_t seed, int64_t n) {
   Noise source(seed);
   std::vector<float> values;

@@ -9,6 +9,7 @@
 #include "app/cli/interrupt.h"
 #include "app/cli/progress.h"
 #include "base/error.h"
+#include "engine/memory_plan.h"
 #include "engine/model_bundle.h"
 
 namespace longspur::app::cli {
@@ -66,8 +67,7 @@ std::unique_ptr<engine::Engine> load_engine(const engine::EngineOptions& options
 
 ModelLimits model_limits(const engine::EngineOptions& options) {
   const io::ModelConfig config = engine::open_model(options.model, false).config;
-  return {config.vocab,
-          options.max_context > 0 ? options.max_context : io::default_context(config)};
+  return {config.vocab, engine::context_of(options, config)};
 }
 
 std::unique_ptr<io::Tokenizer> open_tokenizer(const std::string& model) {

@@ -124,8 +124,7 @@ ModelSummary summarize(const engine::EngineOptions& options, const engine::Model
     summary.parameters += group.elements;
     summary.tensor_bytes += group.bytes;
   }
-  summary.context =
-      options.max_context > 0 ? options.max_context : io::default_context(model.config);
+  summary.context = engine::context_of(options, model.config);
   summary.memory = memory_needs(options, model);
   return summary;
 }

@@ -31,18 +31,6 @@ inline std::vector<Shape> shapes(DType dtype) {
   return list;
 }
 
-// Uniform in [-1, 1), from a counter.
-class Noise {
- public:
-  explicit Noise(uint64_t seed) : seed_(seed) {}
-  uint32_t bits() { return philox4x32(seed_, 0, count_++)[0]; }
-  float next() { return 2 * uniform01(bits()) - 1; }
-
- private:
-  uint64_t seed_;
-  uint64_t count_ = 0;
-};
-
 // A scale for a block: mostly ordinary, now and then zero, subnormal, negative or huge.
 inline uint16_t block_scale(Noise& noise, int64_t row) {
   switch (row % 9) {
