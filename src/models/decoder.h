@@ -3,7 +3,7 @@
 //
 //   CPU inference   fused kernels on raw buffers, one SPMD team a step (runtime/cpu_backend.h)
 //   CUDA inference  kernels on device buffers
-//   torch           torch::Tensor with autograd, no cache (nn/torch_backend.h): training
+//   torch           torch::Tensor with autograd, no cache (models/torch_decoder.h): training
 //
 // A Backend has the types Weights and Act and these operations. A value handed to the next
 // operation may be lazy: rms_norm and swiglu feed exactly one product each, so a backend is free to
