@@ -206,9 +206,11 @@ DecoderTensors find_decoder_tensors(const io::TensorFile& file, const io::ModelC
 
 Rows read_rows(const TensorSource& source, DType as) {
   const io::TensorInfo& tensor = *source.tensor;
-  Rows rows{as, source.n(), source.k(), nullptr, {}};
+  Rows rows{as, source.n(), source.k(), nullptr, {}, 1.0f};
   const int64_t stored_bytes = dtype_bytes(tensor.dtype, rows.k);
-  const bool as_stored = as == tensor.dtype && source.scale == 1.0f;
+  const bool nvfp4 = as == DType::kNVFP4;  // its multiplier stays beside the blocks
+  const bool as_stored = as == tensor.dtype && (nvfp4 || source.scale == 1.0f);
+  if (nvfp4) rows.scale = source.scale;
   if (as_stored && source.permuted_heads == 0) {
     rows.data = tensor.data.data();
     return rows;

@@ -41,12 +41,14 @@ struct DecoderTensors {
 DecoderTensors find_decoder_tensors(const io::TensorFile& file, const io::ModelConfig& config);
 
 // The rows of `source` in the model's order and in the type `as`: the stored type itself (rows
-// copied, or borrowed when nothing changes), or kF32 / kBF16 (dequantised).
+// copied, or borrowed when nothing changes), or kF32 / kBF16 (dequantised). NVFP4 rows are in
+// GGUF's block layout whatever file they come from.
 struct Rows {
   DType dtype;
   int64_t n, k;
   const std::byte* data;           // [n rows]
   std::vector<std::byte> storage;  // owns data unless borrowed from the file
+  float scale = 1.0f;  // still to be multiplied into every value; other than 1 for kNVFP4 only
 };
 Rows read_rows(const TensorSource& source, DType as);
 

@@ -128,6 +128,11 @@ TEST(DecoderTensors, ScaleBesideTheTensorCounts) {
     uint16_t bits = 0;
     std::memcpy(&bits, half.data + 2 * 4095, 2);
     EXPECT_EQ(bf16_to_float(bits), expected);
+    // as stored, the multiplier stays beside the blocks
+    const Rows blocks = read_rows(output, DType::kNVFP4);
+    EXPECT_EQ(blocks.data, output.tensor->data.data());
+    EXPECT_EQ(blocks.scale, scale.empty() ? 1.0f : scale[0]);
+    EXPECT_EQ(half.scale, 1.0f);
   }
 }
 

@@ -17,8 +17,8 @@
 //
 // Zero: amax = 0 gives codes, scales and multiplier 0; a block of zeros or one whose scale rounds
 // to zero gives codes and scale 0. Tiny amax: Enc is at most the largest float. Not finite: a block
-// with a NaN or an infinity gets scale byte 0x7f and codes 0; an amax that is not finite makes every
-// such multiplier NaN: it reads back as NaN, never as a number.
+// with a NaN or an infinity gets scale byte 0x7f and codes 0; an amax that is not finite makes
+// every such multiplier NaN: it reads back as NaN, never as a number.
 //
 // Sources: Cook et al., "Four Over Six", arXiv 2512.02010; arXiv 2509.25149 (format, 2-D blocks,
 // stochastic rounding, Hadamard); "ScaleSweep", arXiv 2606.07618 (codes around the plain scale).
@@ -52,8 +52,8 @@ struct Recipe {
   Metric metric = Metric::kMse;
   bool tile_2d = false;  // one scale a 16 x 16 tile, stored for each of its rows
   Rounding rounding = Rounding::kNearest;
-  uint64_t seed = 0;  // of stochastic rounding; the counter is row * K + k
-  int bound = 0;      // largest block scale aimed at: 256, 448, or 0 for the rule's own
+  uint64_t seed = 0;      // of stochastic rounding; the counter is row * K + k
+  int bound = 0;          // largest block scale aimed at: 256, 448, or 0 for the rule's own
   bool hadamard = false;  // rotate each block of 16 first (hadamard16), before amax is taken
 };
 
@@ -84,15 +84,16 @@ struct QuantizeArgs {
 
 // Largest magnitude of rows [begin, end), after the rotation if the recipe has one; NaN when any
 // element is not finite. row_amax: [end - begin], or null.
-float max_magnitude(const Source& source, bool hadamard, int64_t begin, int64_t end, float* row_amax);
+float max_magnitude(
+    const Source& source, bool hadamard, int64_t begin, int64_t end, float* row_amax);
 
 // Rows [begin, end); begin and end multiples of 16 for tile_2d. Any division of the rows gives the
 // same result. Checks nothing.
 void quantize(const QuantizeArgs& args, int64_t begin, int64_t end);
 
 struct DequantizeArgs {
-  const uint8_t* codes = nullptr;   // [rows, K / 2]
-  const uint8_t* scales = nullptr;  // [rows, K / 16]
+  const uint8_t* codes = nullptr;     // [rows, K / 2]
+  const uint8_t* scales = nullptr;    // [rows, K / 16]
   const float* multiplier = nullptr;  // [1], or [rows] when multiplier_per_row
   bool multiplier_per_row = false;
   int64_t rows = 0, k = 0;

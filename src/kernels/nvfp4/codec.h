@@ -5,8 +5,8 @@
 //
 // value of an element = e2m1 * e4m3(its block of 16 along K) * fp32(its tensor or row)
 //
-// Source: NVIDIA, "Pretraining Large Language Models with NVFP4", arXiv 2509.25149; OCP Microscaling
-// Formats 1.0 (E2M1); OCP OFP8 1.0 (E4M3).
+// Source: NVIDIA, "Pretraining Large Language Models with NVFP4", arXiv 2509.25149; OCP
+// Microscaling Formats 1.0 (E2M1); OCP OFP8 1.0 (E4M3).
 #pragma once
 
 #include <cstdint>
@@ -65,10 +65,13 @@ LONGSPUR_HOST_DEVICE inline uint8_t e2m1_encode(float x) {
 // Twice the value of a code's magnitude, as an integer: 0 1 2 3 4 6 8 12.
 LONGSPUR_HOST_DEVICE inline int e2m1_twice(uint32_t code) {
   const uint32_t magnitude = code & 7u;
-  const int value = magnitude < 4 ? int(magnitude) : int((4u | (magnitude & 1u) << 1) << (magnitude / 2 - 2));
+  const int value =
+      magnitude < 4 ? int(magnitude) : int((4u | (magnitude & 1u) << 1) << (magnitude / 2 - 2));
   return code & 8u ? -value : value;
 }
-LONGSPUR_HOST_DEVICE inline float e2m1_decode(uint32_t code) { return 0.5f * float(e2m1_twice(code)); }
+LONGSPUR_HOST_DEVICE inline float e2m1_decode(uint32_t code) {
+  return 0.5f * float(e2m1_twice(code));
+}
 
 // Nearest E4M3 code of x >= 0, ties to even, saturating at 448. NaN gives kE4m3Nan.
 LONGSPUR_HOST_DEVICE inline uint8_t e4m3_encode(float x) {
@@ -95,7 +98,9 @@ constexpr int64_t code_bytes(int64_t k) { return k / 2; }
 constexpr int64_t swizzled_scale_bytes(int64_t rows, int64_t columns) {
   return (rows + 127) / 128 * 128 * ((columns + 3) / 4 * 4);
 }
-LONGSPUR_HOST_DEVICE inline int64_t swizzled_scale_offset(int64_t row, int64_t column, int64_t columns) {
+LONGSPUR_HOST_DEVICE inline int64_t swizzled_scale_offset(int64_t row,
+                                                          int64_t column,
+                                                          int64_t columns) {
   const int64_t tile = row / 128 * ((columns + 3) / 4) + column / 4;
   return (tile * 32 + row % 32) * 16 + row % 128 / 32 * 4 + column % 4;
 }

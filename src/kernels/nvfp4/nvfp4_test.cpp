@@ -14,8 +14,8 @@ namespace {
 
 TEST(Codec, E2m1RoundsToNearestEvenAndSaturates) {
   const std::vector<std::pair<float, int>> cases = {
-      {0.25f, 0}, {0.26f, 1}, {0.74f, 1}, {0.75f, 2}, {1.25f, 2}, {1.26f, 3}, {1.74f, 3},
-      {1.75f, 4}, {2.5f, 4},  {2.51f, 5}, {3.49f, 5}, {3.5f, 6},  {5.0f, 6},  {5.01f, 7},
+      {0.25f, 0}, {0.26f, 1}, {0.74f, 1}, {0.75f, 2}, {1.25f, 2},   {1.26f, 3}, {1.74f, 3},
+      {1.75f, 4}, {2.5f, 4},  {2.51f, 5}, {3.49f, 5}, {3.5f, 6},    {5.0f, 6},  {5.01f, 7},
       {6.0f, 7},  {7.0f, 7},  {9.0f, 7},  {1e30f, 7}, {INFINITY, 7}};
   for (const auto& [x, code] : cases) {
     EXPECT_EQ(e2m1_encode(x), code) << x;
@@ -54,7 +54,11 @@ TEST(Quantize, GoldenVectors) {
       {kA, 40, Rule::kStatic6, Metric::kMse, 0x7e, {0x53, 0x76, 0, 0, 0xdb, 0xfe, 0x91, 0xc4}},
       {kA, 40, Rule::kFourOverSix, Metric::kMse, 0x7c, {0x42, 0x65, 0, 0, 0xca, 0xed, 0x91, 0xb3}},
       {kA, 100, Rule::kStatic6, Metric::kMse, 0x73, {0x53, 0x76, 0, 0, 0xdb, 0xfe, 0xa2, 0xc4}},
-      {kA, 100, Rule::kFourOverSix, Metric::kAbsMax, 0x72,
+      {kA,
+       100,
+       Rule::kFourOverSix,
+       Metric::kAbsMax,
+       0x72,
        {0x42, 0x65, 0, 0, 0xca, 0xed, 0x91, 0xb3}},
   };
   for (const Case& c : cases) {
@@ -76,8 +80,8 @@ TEST(Hadamard, GoldenVector) {
   float x[16];
   for (int i = 0; i < 16; ++i) x[i] = float(i + 1);
   hadamard16(x);
-  const float expected[] = {-15.5, -7.5, 7.5, -.5, 7.5, -.5, -15.5, 8.5,
-                            8.5,   16.5, 1.5, 1.5, 1.5, -2.5, 10.5, -17.5};
+  const float expected[] = {-15.5, -7.5, 7.5, -.5, 7.5, -.5,  -15.5, 8.5,
+                            8.5,   16.5, 1.5, 1.5, 1.5, -2.5, 10.5,  -17.5};
   for (int i = 0; i < 16; ++i) EXPECT_EQ(x[i], expected[i]) << i;
 }
 

@@ -61,10 +61,9 @@ std::vector<uint8_t> candidates(const Recipe& recipe, float bmax, float enc) {
       return {plain, e4m3_encode(b * 1.5f)};
     case Rule::kSweep:
     case Rule::kFullSweep: {
-      const std::vector<int> offsets =
-          recipe.rule == Rule::kSweep
-              ? std::vector<int>{0, -1, 1, 4, 5}
-              : std::vector<int>{0, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7};
+      const std::vector<int> offsets = recipe.rule == Rule::kSweep
+                                           ? std::vector<int>{0, -1, 1, 4, 5}
+                                           : std::vector<int>{0, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7};
       std::vector<uint8_t> codes;
       for (const int offset : offsets)
         codes.push_back(uint8_t(std::clamp(int(plain) + offset, 0, int(kE4m3MaxCode))));
@@ -141,10 +140,10 @@ void encode_block(const QuantizeArgs& args,
   if (inv == 0) return;
   for (int i = 0; i < kBlock; ++i) {
     const float scaled = block[size_t(i)] * inv;
-    const uint8_t code = args.recipe.rounding == Rounding::kNearest
-                             ? e2m1_encode(scaled)
-                             : encode_stochastic(scaled, args.recipe.seed,
-                                                 uint64_t(row * columns + k + i));
+    const uint8_t code =
+        args.recipe.rounding == Rounding::kNearest
+            ? e2m1_encode(scaled)
+            : encode_stochastic(scaled, args.recipe.seed, uint64_t(row * columns + k + i));
     codes[i / 2] = uint8_t(codes[i / 2] | code << (i % 2 * 4));
   }
 }
@@ -169,8 +168,7 @@ void quantize_ref(const QuantizeArgs& args, int64_t begin, int64_t end) {
     for (int64_t k = 0; k < args.source.k; k += kBlock) {
       for (int64_t i = 0; i < group; ++i)
         blocks[size_t(i)] = load_block(args.source, args.recipe.hadamard, row + i, k);
-      const uint8_t scale =
-          std::isfinite(e.amax) ? choose_scale(args, e, blocks, k) : kE4m3Nan;
+      const uint8_t scale = std::isfinite(e.amax) ? choose_scale(args, e, blocks, k) : kE4m3Nan;
       for (int64_t i = 0; i < group; ++i)
         encode_block(args, e, blocks[size_t(i)], scale, row + i, k);
     }
