@@ -20,6 +20,7 @@
 #pragma once
 
 #include <cstddef>
+#include <utility>
 #include <vector>
 
 namespace longspur::models {
@@ -44,22 +45,28 @@ struct DecoderWeights {
   Linear head;        // [V, C]; the embedding itself when tied
 };
 
+// One layer: the hidden states that leave it. last: from its attention on rows are independent, and
+// only those whose logits are wanted go on.
+template <class Backend, class Layer, class Act>
+Act decoder_layer(Backend& backend, std::size_t index, const Layer& layer, Act hidden, bool last) {
+  auto qkv = backend.linear(layer.qkv, backend.rms_norm(hidden, layer.attn_norm));
+  auto attended = backend.attention(index, layer, qkv);
+  if (last) {
+    attended = backend.outputs(attended);
+    hidden = backend.outputs(hidden);
+  }
+  hidden = backend.add_linear(std::move(hidden), layer.output, std::move(attended));
+  auto gate_up = backend.linear(layer.gate_up, backend.rms_norm(hidden, layer.ffn_norm));
+  return backend.add_linear(std::move(hidden), layer.down, backend.swiglu(gate_up));
+}
+
 // Hidden states after the last layer, before the final norm, of the rows whose logits are wanted.
 template <class Backend>
 auto decoder_hidden(Backend& backend, const typename Backend::Weights& weights) {
   auto hidden = backend.embed(weights.embedding);
   const std::size_t layers = weights.layers.size();
   for (std::size_t i = 0; i < layers; ++i) {
-    const auto& layer = weights.layers[i];
-    auto qkv = backend.linear(layer.qkv, backend.rms_norm(hidden, layer.attn_norm));
-    auto attended = backend.attention(i, layer, qkv);
-    if (i + 1 == layers) {  // from here on rows are independent: only the wanted ones matter
-      attended = backend.outputs(attended);
-      hidden = backend.outputs(hidden);
-    }
-    hidden = backend.add_linear(hidden, layer.output, attended);
-    auto gate_up = backend.linear(layer.gate_up, backend.rms_norm(hidden, layer.ffn_norm));
-    hidden = backend.add_linear(hidden, layer.down, backend.swiglu(gate_up));
+    hidden = decoder_layer(backend, i, weights.layers[i], std::move(hidden), i + 1 == layers);
   }
   return hidden;
 }
