@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "base/shape.h"
 #include "kernels/qgemm/isa.h"
+#include "kernels/qgemm/nvfp4_input.h"
 #include "kernels/qgemm/packed.h"
 
 namespace longspur::kernels::qgemm {
@@ -26,13 +27,27 @@ constexpr int64_t kStaticTokens = 32;
 // Padded so that rows of a tile fall into different cache sets.
 int64_t float_stride(int64_t k) { return round_up(k, 16) + 16; }
 
-int64_t token_bytes(WeightKind kind, int64_t k, ActPrecision precision) {
-  if (kind >= kF32Kind) return float_stride(k) * 4;
-  return k / kBlock * activation_block_bytes(precision == ActPrecision::kInt15);
+// Only NVFP4 weights are multiplied with NVFP4 activations.
+CodeKind codes_of(WeightKind kind, ActPrecision precision) {
+  const auto codes = CodeKind(precision);
+  return codes == kNvfp4Codes && kind != kNvfp4Kind ? kPeakCodes : codes;
 }
 
-int64_t copy_bytes(WeightKind kind, int64_t k, ActPrecision precision) {
-  return round_up(token_bytes(kind, k, precision), kCacheLine) + kCacheLine;
+// What products read of a token.
+int64_t token_bytes(WeightKind kind, int64_t k, CodeKind codes) {
+  if (kind >= kF32Kind) return float_stride(k) * 4;
+  return k / kBlock * activation_block_bytes(kind, codes);
+}
+
+// Scratch of T tokens' activations.
+int64_t input_bytes(WeightKind kind, int64_t t, int64_t k, CodeKind codes) {
+  if (codes == kNvfp4Codes) return nvfp4_input_bytes(t, k, float_stride(k));
+  return round_up(t * token_bytes(kind, k, codes), kCacheLine);
+}
+
+// A cache line more keeps the threads' copies apart.
+int64_t copy_bytes(WeightKind kind, int64_t k, CodeKind codes) {
+  return input_bytes(kind, 1, k, codes) + kCacheLine;
 }
 
 InputParams make_input(const PackedRows& w, const MatmulArgs& args, std::byte* out) {
@@ -44,26 +59,54 @@ InputParams make_input(const PackedRows& w, const MatmulArgs& args, std::byte* o
                      .norm_weight = args.norm_weight,
                      .eps = args.eps,
                      .kind = w.kind(),
-                     .int15 = args.precision == ActPrecision::kInt15,
+                     .codes = codes_of(w.kind(), args.precision),
                      .out = out,
                      .float_stride = float_stride(w.k())};
 }
 
+// What a product reads of the activations, once all of their tokens are written.
+struct Activations {
+  const std::byte* tiles;
+  const float* token_scale;
+};
+
 ProductParams make_product(const PackedRows& w,
                            const MatmulArgs& args,
-                           const std::byte* activations) {
+                           const Activations& activations) {
   return ProductParams{.weight = w.data(),
                        .group_bytes = w.group_bytes(),
                        .n = w.n(),
                        .k = w.k(),
-                       .activations = activations,
+                       .activations = activations.tiles,
                        .float_stride = float_stride(w.k()),
-                       .int15 = args.precision == ActPrecision::kInt15,
+                       .codes = codes_of(w.kind(), args.precision),
+                       .row_scale = w.row_scale(),
+                       .token_scale = activations.token_scale,
                        .t = args.t,
                        .y = args.y,
                        .ldy = args.ldy,
                        .accumulate = args.accumulate,
                        .bias = args.bias};
+}
+
+// Writes tokens [begin, end) of the input into scratch for all T.
+Activations write_input(const KernelTable& kernels,
+                        const PackedRows& w,
+                        const MatmulArgs& args,
+                        std::byte* scratch,
+                        int64_t begin,
+                        int64_t end) {
+  InputParams input = make_input(w, args, scratch);
+  if (input.codes != kNvfp4Codes) {
+    kernels.input(input, begin, end);
+    return {scratch, nullptr};
+  }
+  const Nvfp4Input parts = nvfp4_input(scratch, args.t, w.k(), input.float_stride);
+  input.kind = kF32Kind;  // the transform alone
+  input.out = reinterpret_cast<std::byte*>(parts.rows);
+  kernels.input(input, begin, end);
+  encode_nvfp4(parts, args.act_rule, begin, end);
+  return {parts.tiles, parts.multiplier};
 }
 
 // Each thread takes a contiguous share of the groups: a stream of its own from memory, and lines of
@@ -95,10 +138,13 @@ void multiply(Team& team,
 
 }  // namespace
 
-int64_t workspace_bytes(DType dtype, int64_t t, int64_t k) {
+int64_t workspace_bytes(DType dtype, int64_t t, int64_t k, bool any_precision) {
   const WeightKind kind = kind_of(dtype);
-  return std::max(kPrivateCopies * copy_bytes(kind, k, ActPrecision::kInt15),
-                  round_up(t * token_bytes(kind, k, ActPrecision::kInt15), kCacheLine));
+  const auto bytes = [&](CodeKind codes) {
+    return std::max(kPrivateCopies * copy_bytes(kind, k, codes), input_bytes(kind, t, k, codes));
+  };
+  const bool nvfp4 = any_precision && kind == kNvfp4Kind;
+  return std::max(bytes(kInt15Codes), nvfp4 ? bytes(kNvfp4Codes) : 0);
 }
 
 void validate(const PackedWeight& w, const MatmulArgs& args) {
@@ -117,18 +163,18 @@ void validate(const PackedWeight& w, const MatmulArgs& args) {
 void matmul(Team& team, const PackedWeight& weight, const MatmulArgs& args, std::byte* workspace) {
   const KernelTable& kernels = active_kernels();
   const auto& w = static_cast<const PackedRows&>(weight);
+  const CodeKind codes = codes_of(w.kind(), args.precision);
   if (args.t == 1 && team.size() <= kPrivateCopies) {
-    std::byte* copy = workspace + team.rank() * copy_bytes(w.kind(), w.k(), args.precision);
-    kernels.input(make_input(w, args, copy), 0, 1);
-    multiply(team, kernels, make_product(w, args, copy), w.kind(), kTileTokens);
+    std::byte* copy = workspace + team.rank() * copy_bytes(w.kind(), w.k(), codes);
+    const Activations own = write_input(kernels, w, args, copy, 0, 1);
+    multiply(team, kernels, make_product(w, args, own), w.kind(), kTileTokens);
     return;
   }
-  const InputParams input = make_input(w, args, workspace);
   const Team::Range share = team.static_range(args.t);
-  kernels.input(input, share.begin, share.end);
+  const Activations all = write_input(kernels, w, args, workspace, share.begin, share.end);
   team.barrier();
-  const int64_t fitting = kActivationCache / token_bytes(w.kind(), w.k(), args.precision);
-  multiply(team, kernels, make_product(w, args, workspace), w.kind(),
+  const int64_t fitting = kActivationCache / token_bytes(w.kind(), w.k(), codes);
+  multiply(team, kernels, make_product(w, args, all), w.kind(),
            std::max<int64_t>(1, fitting / kTileTokens) * kTileTokens);
 }
 

@@ -3,13 +3,16 @@
 // quantised blocks and one element for floats; stored data may lie at any address.
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <bit>
+#include <cmath>
 #include <cstring>
 #include <vector>
 
 #include "base/error.h"
 #include "base/half.h"
 #include "base/shape.h"
+#include "kernels/nvfp4/codec.h"
 #include "kernels/qgemm/arena.h"
 #include "kernels/qgemm/packed.h"
 
@@ -28,7 +31,7 @@ int64_t group_size(WeightKind kind, int64_t k) {
     case kF16Kind:
     case kBF16Kind:
       return k * kGroupRows * 2;
-    default:
+    default:  // NVFP4 too has two bytes of scales in 32 elements
       return k / kBlock * kGroupRows * (scale_bytes(kind) + code_bytes(kind));
   }
 }
@@ -67,8 +70,50 @@ void pack_blocks(const RowPointers& rows, int64_t k, std::byte* out) {
   }
 }
 
+// A stored NVFP4 block has the scales of four sixteens, then their codes: byte j holds element j
+// low, j + 8 high. In memory a byte holds element k of one sixteen low, of the next one high.
+struct StoredNvfp4 {
+  uint8_t scale[4];
+  uint64_t codes[4];
+};
+StoredNvfp4 load_nvfp4(const std::byte* at) {
+  StoredNvfp4 block;
+  std::memcpy(block.scale, at, sizeof block.scale);
+  std::memcpy(block.codes, at + sizeof block.scale, sizeof block.codes);
+  return block;
+}
+
+void pack_nvfp4(const RowPointers& rows, int64_t k, std::byte* out) {
+  constexpr int64_t kStored = 36, kPacked = 288;
+  constexpr uint64_t kLow = 0x0f0f0f0f0f0f0f0f, kHigh = ~kLow;
+  for (int64_t block = 0; block < k / 64; ++block, out += 2 * kPacked) {
+    for (int64_t r = 0; r < kGroupRows; ++r) {
+      const StoredNvfp4 stored = load_nvfp4(rows[size_t(r)] + block * kStored);
+      for (int64_t half = 0; half < 2; ++half) {
+        const uint64_t a = stored.codes[2 * half], b = stored.codes[2 * half + 1];
+        const uint64_t pairs[2] = {(a & kLow) | (b & kLow) << 4, (a & kHigh) >> 4 | (b & kHigh)};
+        std::byte* to = out + half * kPacked;
+        for (int64_t j = 0; j < 4; ++j)
+          std::memcpy(to + j * 64 + r * 4, reinterpret_cast<const std::byte*>(pairs) + 4 * j, 4);
+        for (int64_t s = 0; s < 2; ++s)
+          to[256 + s * kGroupRows + r] = std::byte(stored.scale[2 * half + s] & 0x7fu);
+      }
+    }
+  }
+}
+
+// True when every scale of a stored NVFP4 row is a number.
+bool scales_are_numbers(const std::byte* row, int64_t k) {
+  for (int64_t block = 0; block < k / 64; ++block)
+    for (const uint8_t scale : load_nvfp4(row + block * 36).scale)
+      if ((scale & 0x7fu) == nvfp4::kE4m3Nan) return false;
+  return true;
+}
+
 void pack_group(WeightKind kind, const RowPointers& rows, int64_t k, std::byte* out) {
   switch (kind) {
+    case kNvfp4Kind:
+      return pack_nvfp4(rows, k, out);
     case kQ4_1Kind:
       return pack_blocks<kQ4_1Kind>(rows, k, out);
     case kQ4_0Kind:
@@ -104,6 +149,8 @@ WeightKind kind_of(DType dtype) {
       return kQ4_0Kind;
     case DType::kQ8_0:
       return kQ8_0Kind;
+    case DType::kNVFP4:
+      return kNvfp4Kind;
     case DType::kF32:
       return kF32Kind;
     case DType::kF16:
@@ -112,7 +159,7 @@ WeightKind kind_of(DType dtype) {
       return kBF16Kind;
     default:
       throw UnsupportedError(concat("weight type: found ", dtype_info(dtype).name,
-                                    ", expected F32, F16, BF16, Q8_0, Q4_0 or Q4_1"));
+                                    ", expected F32, F16, BF16, Q8_0, Q4_0, Q4_1 or NVFP4"));
   }
 }
 
@@ -125,10 +172,15 @@ bool supports(DType dtype, int64_t k) {
     case DType::kQ8_0:
     case DType::kQ4_0:
     case DType::kQ4_1:
-      return k >= kBlock && k % kBlock == 0;
+    case DType::kNVFP4:
+      return k >= 1 && k % dtype_info(dtype).block == 0;
     default:
       return false;
   }
+}
+
+int64_t packed_bytes(DType dtype, int64_t n, int64_t k) {
+  return dtype_bytes(dtype, n * k) + (dtype == DType::kNVFP4 ? n * int64_t(sizeof(float)) : 0);
 }
 
 PackedRows::PackedRows(DType dtype, int64_t n, int64_t k)
@@ -137,10 +189,23 @@ PackedRows::PackedRows(DType dtype, int64_t n, int64_t k)
       n_(n),
       k_(k),
       group_bytes_(group_size(kind_, k)),
-      bytes_(ceil_div(n, kGroupRows) * group_bytes_),
+      bytes_(ceil_div(n, kGroupRows) *
+             (group_bytes_ + (kind_ == kNvfp4Kind ? kGroupRows * int64_t(sizeof(float)) : 0))),
       data_(allocate_weights(size_t(bytes_))) {}
 
-std::unique_ptr<PackedWeight> pack(std::span<const WeightRows> parts, ThreadPool& pool) {
+// Groups are a multiple of 4 bytes long, so the scales behind them are aligned.
+const float* PackedRows::row_scale() const {
+  if (kind_ != kNvfp4Kind) return nullptr;
+  return reinterpret_cast<const float*>(data() + ceil_div(n_, kGroupRows) * group_bytes_);
+}
+float* PackedRows::row_scale() {
+  return const_cast<float*>(static_cast<const PackedRows*>(this)->row_scale());
+}
+
+namespace {
+
+// Checks the parts and returns the rows of all.
+int64_t total_rows(std::span<const WeightRows> parts) {
   require(!parts.empty(), "packed weight: found no matrices, expected at least one");
   const DType dtype = parts[0].dtype;
   const int64_t k = parts[0].k;
@@ -150,31 +215,76 @@ std::unique_ptr<PackedWeight> pack(std::span<const WeightRows> parts, ThreadPool
             dtype_info(part.dtype).name, " with K = ", part.k, " beside ", dtype_info(dtype).name,
             " with K = ", k, ", expected one type and one K");
     require(part.n >= 1, "packed weight: found ", part.n, " rows, expected at least 1");
+    require(dtype == DType::kNVFP4 ? std::isfinite(part.scale) : part.scale == 1.0f,
+            "packed weight: found a scale of ", part.scale, " for ", dtype_info(dtype).name,
+            ", expected ", dtype == DType::kNVFP4 ? "a finite number" : "1");
     n += part.n;
   }
-  const WeightKind kind = kind_of(dtype);
+  kind_of(dtype);  // refuses types that cannot be packed
   require(supports(dtype, k), "packed weight: found K = ", k, " for ", dtype_info(dtype).name,
           ", expected a multiple of ", dtype_info(dtype).block);
+  return n;
+}
+
+// The scale of each row; rows past the end have 0.
+void fill_row_scales(std::span<const WeightRows> parts, PackedRows& packed) {
+  float* scale = packed.row_scale();
+  if (scale == nullptr) return;
+  std::fill_n(scale, round_up(packed.n(), kGroupRows), 0.0f);
+  for (const WeightRows& part : parts) scale = std::fill_n(scale, part.n, part.scale);
+}
+
+}  // namespace
+
+std::unique_ptr<PackedWeight> pack(std::span<const WeightRows> parts, ThreadPool& pool) {
+  const int64_t n = total_rows(parts), k = parts[0].k;
+  const DType dtype = parts[0].dtype;
+  const WeightKind kind = kind_of(dtype);
   auto packed = std::make_unique<PackedRows>(dtype, n, k);
   const int64_t row_bytes = dtype_bytes(dtype, k);
   const std::vector<std::byte> zero_row(static_cast<size_t>(row_bytes));
   // About 64 KiB a piece of work.
   const int64_t grain = std::max<int64_t>(1, 65536 / packed->group_bytes());
+  std::atomic<bool> numbers{true};
   pool.run([&](Team& team) {
     team.dynamic_for(ceil_div(n, kGroupRows), grain, [&](int64_t begin, int64_t end) {
       for (int64_t group = begin; group < end; ++group) {
         RowPointers rows;
-        for (int64_t r = 0; r < kGroupRows; ++r)
-          rows[size_t(r)] = stacked_row(parts, group * kGroupRows + r, row_bytes, zero_row.data());
+        for (int64_t r = 0; r < kGroupRows; ++r) {
+          const std::byte* row =
+              stacked_row(parts, group * kGroupRows + r, row_bytes, zero_row.data());
+          rows[size_t(r)] = row;
+          if (kind == kNvfp4Kind && !scales_are_numbers(row, k))
+            numbers.store(false, std::memory_order_relaxed);
+        }
         pack_group(kind, rows, k, packed->data() + group * packed->group_bytes());
       }
     });
   });
+  require(numbers.load(),
+          "packed weight: found the NVFP4 block scale 0x7f, which is no number, "
+          "expected 0x00 to 0x7e");
+  fill_row_scales(parts, *packed);
   return packed;
+}
+
+void PackedRows::dequantize_nvfp4(int64_t row, float* out) const {
+  const std::byte* group = data() + row / kGroupRows * group_bytes_;
+  const int64_t r = row % kGroupRows;
+  const float multiplier = row_scale()[row];
+  for (int64_t k = 0; k < k_; k += kBlock, group += 18 * kGroupRows) {
+    for (int64_t i = 0; i < kBlock; ++i) {
+      const auto codes = load<uint8_t>(group + i % kHalf / 4 * 64 + r * 4 + i % 4);
+      const auto scale = load<uint8_t>(group + 256 + i / kHalf * kGroupRows + r);
+      const uint32_t code = i < kHalf ? codes & 15u : codes >> 4;
+      out[k + i] = nvfp4::e2m1_decode(code) * nvfp4::e4m3_decode(scale) * multiplier;
+    }
+  }
 }
 
 void PackedRows::dequantize_row(int64_t row, float* out) const {
   LONGSPUR_ASSERT(row >= 0 && row < n_);
+  if (kind_ == kNvfp4Kind) return dequantize_nvfp4(row, out);
   const std::byte* group = data() + row / kGroupRows * group_bytes_;
   const int64_t r = row % kGroupRows;
   if (kind_ == kF32Kind) {

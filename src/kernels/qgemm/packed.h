@@ -20,13 +20,18 @@ class PackedRows final : public PackedWeight {
   int64_t group_bytes() const { return group_bytes_; }
   const std::byte* data() const { return data_.get(); }
   std::byte* data() { return data_.get(); }
+  // Of NVFP4: what multiplies each row, [groups, 16]; else null.
+  const float* row_scale() const;
+  float* row_scale();
 
  private:
+  void dequantize_nvfp4(int64_t row, float* out) const;
+
   DType dtype_;
   WeightKind kind_;
   int64_t n_, k_;
   int64_t group_bytes_;
-  int64_t bytes_;
+  int64_t bytes_;                    // all groups, then the rows' scales
   std::shared_ptr<std::byte> data_;  // part of a chunk that other weights share
 };
 

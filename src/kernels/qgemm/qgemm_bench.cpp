@@ -2,7 +2,8 @@
 // that they come from memory as in a real step), and the whole sequence of a forward step. Beside
 // each time stands its share of a plain read of as many bytes, measured in the same round.
 //
-//   qgemm_bench [--threads 2] [--isa avx2] [--precision int15|peak] [--seconds 0.3] [--json FILE]
+//   qgemm_bench [--threads 2] [--isa avx2] [--precision peak|int15|nvfp4] [--seconds 0.3] [--json
+//   FILE]
 //               [--tokens 1,4,16,64,512] [--type Q4_1]
 #include <algorithm>
 #include <chrono>
@@ -18,6 +19,14 @@
 
 namespace longspur::kernels::qgemm {
 namespace {
+
+constexpr std::string_view kPrecisionNames[] = {"peak", "int15", "nvfp4"};
+
+ActPrecision precision_named(const std::string& name) {
+  for (size_t i = 0; i < std::size(kPrecisionNames); ++i)
+    if (name == kPrecisionNames[i]) return ActPrecision(i);
+  throw Error(concat("--precision: found '", name, "', expected peak, int15 or nvfp4"));
+}
 
 struct Options {
   std::vector<int> threads = {1, 2};
@@ -124,6 +133,8 @@ class Bench {
     std::memset(buffer_.data(), 1, buffer_.size());
     ThreadPool pool(options.threads.back());
     const DType type = options.type;
+    // As in the models that are 4 bit: their head keeps 8.
+    const bool four_bit = dtype_bytes(type, 64) <= 40;
     double seconds = 0;
     int64_t bytes = 0;
     const auto add = [&](const char* name, DType dtype, int64_t n, int64_t k, Input input,
@@ -134,7 +145,7 @@ class Bench {
     add("o", type, 576, 576, Input::kPlain, kLayers);
     add("gate_up", type, 3072, 576, Input::kRmsNorm, kLayers);
     add("down", type, 576, 1536, Input::kSwiGlu, kLayers);
-    add("head", type == DType::kQ4_1 ? DType::kQ8_0 : type, 49152, 576, Input::kRmsNorm, 1);
+    add("head", four_bit ? DType::kQ8_0 : type, 49152, 576, Input::kRmsNorm, 1);
     std::cout << "pack: " << double(bytes) * 1e-6 << " MB in " << seconds * 1e3 << " ms\n";
   }
 
@@ -168,7 +179,7 @@ class Bench {
       ops += operations(*product, t);
       for (const Layer& layer : product->layers) {
         const PackedWeight& w = *layer.weight;
-        workspace_size = std::max(workspace_size, workspace_bytes(w.dtype(), t, w.k()));
+        workspace_size = std::max(workspace_size, workspace_bytes(w.dtype(), t, w.k(), true));
         widest = std::max(widest, w.n());
       }
     }
@@ -231,10 +242,10 @@ class Bench {
               << std::flush;
     json_ << (json_.tellp() > 0 ? ",\n" : "") << R"(  {"isa": ")" << active_isa()
           << R"(", "type": ")" << dtype_info(options_.type).name << R"(", "precision": ")"
-          << (options_.precision == ActPrecision::kInt8Peak ? "peak" : "int15")
-          << R"(", "threads": )" << threads << R"(, "tokens": )" << t << R"(, "product": ")" << name
-          << R"(", "best_ms": )" << timing.best * 1e3 << R"(, "median_ms": )" << timing.median * 1e3
-          << R"(, "gb_per_s": )" << rate << R"(, "read_gb_per_s": )" << read << R"(, "gop_per_s": )"
+          << kPrecisionNames[size_t(options_.precision)] << R"(", "threads": )" << threads
+          << R"(, "tokens": )" << t << R"(, "product": ")" << name << R"(", "best_ms": )"
+          << timing.best * 1e3 << R"(, "median_ms": )" << timing.median * 1e3 << R"(, "gb_per_s": )"
+          << rate << R"(, "read_gb_per_s": )" << read << R"(, "gop_per_s": )"
           << ops / timing.best * 1e-9 << "}";
   }
 
@@ -274,7 +285,7 @@ Options parse(int argc, char** argv) {
     else if (flag == "--type")
       options.type = type_named(value);
     else if (flag == "--precision")
-      options.precision = value == "peak" ? ActPrecision::kInt8Peak : ActPrecision::kInt15;
+      options.precision = precision_named(value);
     else if (flag == "--seconds")
       options.seconds = std::stod(value);
     else

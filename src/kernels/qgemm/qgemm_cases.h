@@ -18,7 +18,7 @@ struct Shape {
   int64_t t, n, k;
 };
 
-inline constexpr DType kTypes[] = {DType::kQ4_1, DType::kQ4_0, DType::kQ8_0,
+inline constexpr DType kTypes[] = {DType::kQ4_1, DType::kQ4_0, DType::kQ8_0, DType::kNVFP4,
                                    DType::kF32,  DType::kF16,  DType::kBF16};
 
 inline std::vector<Shape> shapes(DType dtype) {
@@ -26,6 +26,8 @@ inline std::vector<Shape> shapes(DType dtype) {
                              {7, 33, 160},  {15, 48, 96},  {16, 31, 64}, {17, 16, 128},
                              {20, 100, 96}, {133, 19, 64}, {1, 960, 576}};
   for (int64_t t = 4; t <= 14; ++t) list.push_back({t, 16, 32});
+  if (dtype == DType::kNVFP4)
+    for (Shape& shape : list) shape.k = (shape.k + 63) / 64 * 64;
   if (dtype_info(dtype).block == 1)
     list.insert(list.end(), {{1, 1, 1}, {2, 5, 3}, {9, 17, 31}, {6, 40, 77}, {133, 3, 13}});
   return list;
@@ -47,8 +49,44 @@ inline uint16_t block_scale(Noise& noise, int64_t row) {
   }
 }
 
+// One NVFP4 scale: ordinary, or zero, subnormal, the largest, or with a sign bit, which is ignored.
+inline uint8_t nvfp4_scale(Noise& noise, int64_t row) {
+  switch (row % 9) {
+    case 3:
+      return 0;
+    case 4:
+      return uint8_t(noise.bits() % 8);
+    case 5:
+      return 0x7e;
+    case 6:
+      return uint8_t(0x80 + noise.bits() % 0x7f);
+    case 7:
+      return uint8_t(noise.bits() % 0x7f);
+    default:
+      return uint8_t(0x30 + noise.bits() % 16);
+  }
+}
+
+// Blocks of 64; row 1 holds only -6, row 2 only 6, row 8 only minus zero.
+inline std::vector<std::byte> make_nvfp4(int64_t n, int64_t k, uint64_t seed) {
+  Noise noise(seed);
+  std::vector<std::byte> out;
+  for (int64_t row = 0; row < n; ++row) {
+    for (int64_t block = 0; block < k / 64; ++block) {
+      for (int i = 0; i < 4; ++i) out.push_back(std::byte(nvfp4_scale(noise, row)));
+      for (int i = 0; i < 32; ++i) {
+        const uint32_t any = noise.bits() & 0xffu;
+        const int64_t kind = row % 9;
+        out.push_back(std::byte(kind == 1 ? 0xff : kind == 2 ? 0x77 : kind == 8 ? 0x88 : any));
+      }
+    }
+  }
+  return out;
+}
+
 // Stored bytes of N rows. Row 1 holds only the lowest codes (-128 for Q8_0), row 2 the highest.
 inline std::vector<std::byte> make_weights(DType dtype, int64_t n, int64_t k, uint64_t seed) {
+  if (dtype == DType::kNVFP4) return make_nvfp4(n, k, seed);
   Noise noise(seed);
   std::vector<std::byte> out(size_t(dtype_bytes(dtype, n * k)));
   std::byte* p = out.data();

@@ -53,7 +53,8 @@ struct Problem {
 
 void multiply(ThreadPool& pool, const PackedWeight& w, const MatmulArgs& args) {
   validate(w, args);
-  AlignedBuffer workspace(size_t(workspace_bytes(w.dtype(), args.t, w.k())));
+  const bool nvfp4 = args.precision == ActPrecision::kNvfp4;
+  AlignedBuffer workspace(size_t(workspace_bytes(w.dtype(), args.t, w.k(), nvfp4)));
   pool.run([&](Team& team) { matmul(team, w, args, workspace.data()); });
 }
 
@@ -118,6 +119,14 @@ class EveryIsa : public ::testing::TestWithParam<std::string_view> {
 constexpr ActPrecision kPrecisions[] = {ActPrecision::kInt8Peak, ActPrecision::kInt15};
 
 bool quantised(DType dtype) { return dtype_info(dtype).block != 1; }
+
+std::vector<std::pair<DType, ActPrecision>> types_and_precisions() {
+  std::vector<std::pair<DType, ActPrecision>> all;
+  for (const DType dtype : kTypes) all.emplace_back(dtype, ActPrecision::kInt8Peak);
+  all.emplace_back(DType::kNVFP4, ActPrecision::kInt15);
+  all.emplace_back(DType::kNVFP4, ActPrecision::kNvfp4);
+  return all;
+}
 
 // With the codes of x given, only fp32 rounding is left: the integer path is exact.
 TEST_P(EveryIsa, QuantisedProductsEqualProductsOfTheCodes) {
@@ -220,15 +229,16 @@ TEST_P(EveryIsa, AnOutlierLeavesTheRestOfItsBlockPrecise) {
 
 // A token's row is the same in any company and for any number of threads.
 TEST_P(EveryIsa, RowsDoNotDependOnTokensOrThreads) {
-  for (const DType dtype : kTypes) {
-    const Problem all({64, 83, 160}, dtype, Input::kRmsNorm, ActPrecision::kInt8Peak);
+  const int64_t k = 192;
+  for (const auto& [dtype, precision] : types_and_precisions()) {
+    const Problem all({64, 83, k}, dtype, Input::kRmsNorm, precision);
     const std::vector<float> y = run(all, 1);
     EXPECT_EQ(y, run(all, 2)) << all.name();
     EXPECT_EQ(y, run(all, 5)) << all.name();
     for (const int64_t t : {0, 5, 37, 63}) {
       Problem one = all;
       one.shape.t = 1;
-      one.x.assign(all.x.begin() + t * 160, all.x.begin() + (t + 1) * 160);
+      one.x.assign(all.x.begin() + t * k, all.x.begin() + (t + 1) * k);
       const std::vector<float> row(y.begin() + t * 83, y.begin() + (t + 1) * 83);
       EXPECT_EQ(run(one, 1), row) << all.name();
       EXPECT_EQ(run(one, 3), row) << all.name();
@@ -237,9 +247,9 @@ TEST_P(EveryIsa, RowsDoNotDependOnTokensOrThreads) {
 }
 
 TEST_P(EveryIsa, AccumulatesAndAddsBiasWithinStrides) {
-  for (const DType dtype : kTypes) {
+  for (const auto& [dtype, precision] : types_and_precisions()) {
     for (const int64_t t : {1, 19}) {
-      const Problem problem({t, 35, 64}, dtype, Input::kPlain, ActPrecision::kInt8Peak);
+      const Problem problem({t, 35, 64}, dtype, Input::kPlain, precision);
       const std::vector<float> plain = run(problem, 2);
       ThreadPool pool(2);
       const auto w = pack_one(problem.rows(), pool);
@@ -265,8 +275,8 @@ TEST_P(EveryIsa, AccumulatesAndAddsBiasWithinStrides) {
 }
 
 TEST_P(EveryIsa, NanAndInfinityReachTheirRowOnly) {
-  for (const DType dtype : kTypes) {
-    Problem problem({18, 16, 64}, dtype, Input::kPlain, ActPrecision::kInt8Peak);
+  for (const auto& [dtype, precision] : types_and_precisions()) {
+    Problem problem({18, 16, 64}, dtype, Input::kPlain, precision);
     problem.x[64 * 3 + 40] = std::numeric_limits<float>::quiet_NaN();
     problem.x[64 * 17 + 1] = std::numeric_limits<float>::infinity();
     const std::vector<float> y = run(problem, 1);
@@ -287,7 +297,7 @@ INSTANTIATE_TEST_SUITE_P(Qgemm,
 TEST(Pack, DequantisesExactlyFromUnalignedAndStackedMatrices) {
   ThreadPool pool(2);
   for (const DType dtype : kTypes) {
-    const int64_t k = 96;
+    const int64_t k = dtype == DType::kNVFP4 ? 128 : 96;
     std::vector<std::vector<std::byte>> stored;
     std::vector<WeightRows> parts;
     std::vector<double> expected;
@@ -295,7 +305,8 @@ TEST(Pack, DequantisesExactlyFromUnalignedAndStackedMatrices) {
       std::vector<std::byte> bytes = make_weights(dtype, n, k, uint64_t(n));
       bytes.insert(bytes.begin(), std::byte{0});
       stored.push_back(std::move(bytes));
-      parts.push_back({dtype, stored.back().data() + 1, n, k});
+      const float scale = dtype == DType::kNVFP4 ? 0.37f * float(n) : 1.0f;
+      parts.push_back({dtype, stored.back().data() + 1, n, k, scale});
       const ref::Weights w = ref::dequantize(parts.back());
       expected.insert(expected.end(), w.value.begin(), w.value.end());
     }
@@ -328,6 +339,14 @@ TEST(Pack, RefusesWhatItCannotPack) {
   EXPECT_THROW(pack(std::vector{odd}, pool), Error);
   EXPECT_THROW(pack(std::vector{empty}, pool), Error);
   EXPECT_THROW(pack(std::vector{unknown}, pool), UnsupportedError);
+  const WeightRows scaled{DType::kQ4_1, bytes.data(), 2, 64, 0.5f};
+  const WeightRows half_block{DType::kNVFP4, bytes.data(), 2, 96};
+  const WeightRows endless{DType::kNVFP4, bytes.data(), 2, 64, INFINITY};
+  EXPECT_THROW(pack(std::vector{scaled}, pool), Error);
+  EXPECT_THROW(pack(std::vector{half_block}, pool), Error);
+  EXPECT_THROW(pack(std::vector{endless}, pool), Error);
+  EXPECT_TRUE(supports(DType::kNVFP4, 64));
+  EXPECT_FALSE(supports(DType::kNVFP4, 32));
   EXPECT_TRUE(supports(DType::kQ4_0, 64));
   EXPECT_FALSE(supports(DType::kQ4_0, 48));
   EXPECT_TRUE(supports(DType::kBF16, 7));

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/half.h"
+#include "kernels/nvfp4/codec.h"
 
 namespace longspur::kernels::qgemm::ref {
 
@@ -20,6 +21,16 @@ uint16_t bits16(const std::byte* p) {
 struct Element {
   double value, magnitude;
 };
+
+double nvfp4_element(const std::byte* row, int64_t i) {
+  static constexpr double kE2m1[] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
+  const std::byte* block = row + i / 64 * 36;
+  const int64_t sixteen = i % 64 / 16, j = i % 16;
+  const int scale = int(block[sixteen]) & 0x7f, byte = int(block[4 + sixteen * 8 + j % 8]);
+  const int code = j < 8 ? byte & 15 : byte >> 4;
+  const double e4m3 = scale < 8 ? std::ldexp(scale, -9) : std::ldexp(8 + scale % 8, scale / 8 - 10);
+  return (code & 8 ? -1 : 1) * kE2m1[code & 7] * e4m3;
+}
 
 Element element(DType dtype, const std::byte* row, int64_t i) {
   const std::byte* block = row + i / 32 * dtype_info(dtype).bytes;
@@ -53,6 +64,9 @@ Element element(DType dtype, const std::byte* row, int64_t i) {
       const double m = double(fp16_to_float(bits16(block + 2)));
       return {dq + m, std::abs(dq) + std::abs(m)};
     }
+    case DType::kNVFP4:
+      value = nvfp4_element(row, i);
+      break;
     default:
       throw InternalError("reference product: type without a formula");
   }
@@ -67,8 +81,8 @@ Weights dequantize(const WeightRows& rows) {
   for (int64_t r = 0; r < rows.n; ++r) {
     for (int64_t i = 0; i < rows.k; ++i) {
       const Element e = element(rows.dtype, rows.data + r * row_bytes, i);
-      out.value.push_back(e.value);
-      out.magnitude.push_back(e.magnitude);
+      out.value.push_back(e.value * double(rows.scale));
+      out.magnitude.push_back(e.magnitude * double(rows.scale));
     }
   }
   return out;
@@ -109,6 +123,30 @@ Codes quantize(const std::vector<double>& x, ActPrecision precision) {
       out.value.push_back(double(std::nearbyint(scaled)) * double(scale));
       out.scale.push_back(double(scale));
     }
+  }
+  return out;
+}
+
+std::vector<double> quantize_nvfp4(const std::vector<float>& x, int64_t k, nvfp4::Rule rule) {
+  const int64_t rows = int64_t(x.size()) / k;
+  std::vector<uint8_t> codes(x.size() / 2), scales(x.size() / 16);
+  std::vector<float> amax(static_cast<size_t>(rows));
+  nvfp4::QuantizeArgs args;
+  args.source = {.x = x.data(), .dtype = DType::kF32, .rows = rows, .k = k, .ld = k};
+  args.amax = amax.data();
+  args.amax_per_row = true;
+  args.recipe.rule = rule;
+  args.codes = codes.data();
+  args.scales = scales.data();
+  for (size_t i = 0; i < x.size(); ++i)
+    amax[i / size_t(k)] = std::max(amax[i / size_t(k)], std::abs(x[i]));
+  nvfp4::quantize_ref(args, 0, rows);
+  std::vector<double> out;
+  for (size_t i = 0; i < x.size(); ++i) {
+    const uint32_t code = uint32_t(codes[i / 2]) >> (i % 2 * 4) & 15u;
+    const float multiplier = nvfp4::tensor_scale(amax[i / size_t(k)], args.recipe);
+    out.push_back(double(nvfp4::e2m1_decode(code)) * double(nvfp4::e4m3_decode(scales[i / 16])) *
+                  double(multiplier));
   }
   return out;
 }

@@ -26,4 +26,7 @@ struct Codes {
 };
 Codes quantize(const std::vector<double>& x, ActPrecision precision);
 
+// What the codes of kNvfp4 stand for, by nvfp4::quantize_ref. x: [T, K]
+std::vector<double> quantize_nvfp4(const std::vector<float>& x, int64_t k, nvfp4::Rule rule);
+
 }  // namespace longspur::kernels::qgemm::ref

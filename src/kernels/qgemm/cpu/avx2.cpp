@@ -139,11 +139,12 @@ struct Avx2 {
     }
   }
 
-  template <WeightKind kKind, int kTokens, bool kTwo>
+  template <WeightKind kKind, int kTokens, CodeKind kCodes>
   static void block_tile(const ProductParams& p,
                          const std::byte* weight,
                          const Piece& piece,
                          int64_t row) {
+    constexpr bool kTwo = kCodes == kInt15Codes;
     constexpr int64_t kBytes = block_bytes(kKind);
     constexpr int64_t kScales = kKind == kQ8_0Kind ? 512 : 256;
     const int64_t low = piece.width * kBlock, offset = piece.width * 4;
@@ -200,7 +201,7 @@ const KernelTable kAvx2Kernels = {
     .name = "avx2",
     .input = run_input,
     .product = {quant_product<Avx2, kQ4_1Kind>, quant_product<Avx2, kQ4_0Kind>,
-                quant_product<Avx2, kQ8_0Kind>, float_product<Avx2, kF32Kind>,
+                quant_product<Avx2, kQ8_0Kind>, nvfp4_product_avx2, float_product<Avx2, kF32Kind>,
                 float_product<Avx2, kF16Kind>, float_product<Avx2, kBF16Kind>},
 };
 

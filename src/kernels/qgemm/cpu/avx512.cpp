@@ -180,11 +180,12 @@ struct Avx512 {
     _mm512_mask_storeu_ps(y, mask, value);
   }
 
-  template <WeightKind kKind, int kTokens, bool kTwo>
+  template <WeightKind kKind, int kTokens, CodeKind kCodes>
   static void block_tile(const ProductParams& p,
                          const std::byte* weight,
                          const Piece& piece,
                          int64_t row) {
+    constexpr bool kTwo = kCodes == kInt15Codes;
     constexpr int64_t kBytes = block_bytes(kKind);
     constexpr int kChains = kTokens < 4 ? kTokens : kTwo ? 2 : 4;
     const bool streaming = piece.token < kTokens;  // later tokens find the weights in cache
@@ -222,8 +223,9 @@ const KernelTable kAvx512Kernels = {
     .name = "avx512vnni",
     .input = run_input,
     .product = {quant_product<Avx512, kQ4_1Kind>, quant_product<Avx512, kQ4_0Kind>,
-                quant_product<Avx512, kQ8_0Kind>, float_product<Avx512, kF32Kind>,
-                float_product<Avx512, kF16Kind>, float_product<Avx512, kBF16Kind>},
+                quant_product<Avx512, kQ8_0Kind>, nvfp4_product_avx512,
+                float_product<Avx512, kF32Kind>, float_product<Avx512, kF16Kind>,
+                float_product<Avx512, kBF16Kind>},
 };
 
 }  // namespace longspur::kernels::qgemm

@@ -187,11 +187,27 @@ inline Steps choose_steps(const FloatVec (&x)[kBlockVecs]) {
   return {zero ? 0.0f : top / kLimit, zero || !finite ? 0.0f : kLimit / top, peak, finite};
 }
 
+// The high bytes of a block's peak.
+inline void write_peak(const std::byte* high, int32_t part, WeightKind kind, std::byte* out) {
+  if (kind == kNvfp4Kind) {
+    PeakOfHalves stored{};
+    __builtin_memcpy(stored.high[part / 4], high, sizeof stored.high[0]);
+    stored.part = part;
+    __builtin_memcpy(out, &stored, sizeof stored);
+    return;
+  }
+  Peak stored;
+  __builtin_memcpy(stored.high, high, sizeof stored.high);
+  stored.part = part;
+  __builtin_memcpy(out, &stored, sizeof stored);
+}
+
 // Splits codes into bytes and writes them; `block` is this token's scale, 4 bytes a token into the
 // tile's block.
 template <bool kTwo>
 inline void write_codes(IntVec (&codes)[kBlockVecs],
                         int32_t peak,
+                        WeightKind kind,
                         const CodeRow& row,
                         std::byte* block) {
   IntVec upper[kBlockVecs];
@@ -200,7 +216,8 @@ inline void write_codes(IntVec (&codes)[kBlockVecs],
     if constexpr (!kTwo) upper[i] = part_of_lanes(i, Lanes{}) == peak ? upper[i] : IntVec{};
     codes[i] -= upper[i] << 7;
   }
-  std::byte* first = block + row.width * 8 + row.token * (kBlock - 4);
+  const int64_t header = header_bytes(kind, kPeakCodes);
+  std::byte* first = block + row.width * header + row.token * (kBlock - 4);
   std::byte* second = first + row.width * kBlock;
   if constexpr (kTwo) {
     store_codes(first, upper);
@@ -209,11 +226,35 @@ inline void write_codes(IntVec (&codes)[kBlockVecs],
     store_codes(first, codes);
     std::byte bytes[kBlock];
     store_codes(bytes, upper);
-    Peak stored;
-    __builtin_memcpy(stored.high, bytes + 4 * peak, sizeof stored.high);
-    stored.part = peak;
-    std::byte* peaks = block - row.token * 4 + row.width * (8 + kBlock);
-    __builtin_memcpy(peaks + row.token * int64_t(sizeof(Peak)), &stored, sizeof stored);
+    std::byte* peaks = block - row.token * 4 + row.width * (header + kBlock);
+    write_peak(bytes + 4 * peak, peak, kind, peaks + row.token * peak_bytes(kind));
+  }
+}
+
+// What the zero point of a block's weights takes off, in the form that the product wants.
+inline void write_offset(const IntVec (&codes)[kBlockVecs],
+                         float scale,
+                         WeightKind kind,
+                         int64_t width,
+                         std::byte* out) {
+  if (kind == kNvfp4Kind) {
+    for (int half = 0; half < 2; ++half) {
+      IntVec total{};
+      for (int i = 0; i < kBlockVecs / 2; ++i) total += codes[half * (kBlockVecs / 2) + i];
+      const uint32_t offset = uint32_t(sum_lanes(total)) * uint32_t(-12);
+      __builtin_memcpy(out + half * width * 4, &offset, sizeof offset);
+    }
+    return;
+  }
+  IntVec total{};
+  for (int i = 0; i < kBlockVecs; ++i) total += codes[i];
+  const int32_t sum = sum_lanes(total);
+  if (kind == kQ4_1Kind) {
+    const float offset = scale * float(sum);
+    __builtin_memcpy(out, &offset, sizeof offset);
+  } else {
+    const uint32_t offset = uint32_t(sum) * (kind == kQ4_0Kind ? uint32_t(-8) : uint32_t(-128));
+    __builtin_memcpy(out, &offset, sizeof offset);
   }
 }
 
@@ -227,21 +268,12 @@ inline void quantize_block(FloatVec (&x)[kBlockVecs],
     for (FloatVec& v : x) v = FloatVec{};
   }
   const FloatVec magic = splat(12582912.0f);
-  IntVec codes[kBlockVecs], total{};
-  for (int i = 0; i < kBlockVecs; ++i) {
+  IntVec codes[kBlockVecs];
+  for (int i = 0; i < kBlockVecs; ++i)
     codes[i] = bits_of(x[i] * steps.inverse + magic) - 0x4b400000;
-    total += codes[i];
-  }
-  const int32_t sum = sum_lanes(total);
   __builtin_memcpy(block, &steps.scale, sizeof steps.scale);
-  if (kind == kQ4_1Kind) {
-    const float offset = steps.scale * float(sum);
-    __builtin_memcpy(block + row.width * 4, &offset, sizeof offset);
-  } else {
-    const uint32_t offset = uint32_t(sum) * (kind == kQ4_0Kind ? uint32_t(-8) : uint32_t(-128));
-    __builtin_memcpy(block + row.width * 4, &offset, sizeof offset);
-  }
-  write_codes<kTwo>(codes, steps.peak, row, block);
+  write_offset(codes, steps.scale, kind, row.width, block + row.width * 4);
+  write_codes<kTwo>(codes, steps.peak, kind, row, block);
 }
 
 // A few blocks are transformed before any is quantised: the two dependent chains in one, exp and
@@ -273,12 +305,12 @@ inline void write_row(const Reader& read, const InputParams& p, int64_t token) {
   }
   const int64_t tile = token / kTileTokens * kTileTokens;
   const int64_t width = p.t - tile < kTileTokens ? p.t - tile : kTileTokens;
-  const int64_t token_bytes = activation_block_bytes(p.int15);
+  const int64_t token_bytes = activation_block_bytes(p.kind, p.codes);
   const CodeRow row{.block = p.out + tile * (p.k / kBlock) * token_bytes + (token - tile) * 4,
                     .block_bytes = width * token_bytes,
                     .width = width,
                     .token = token - tile};
-  if (p.int15) {
+  if (p.codes == kInt15Codes) {
     quantize_row<true>(read, p, row);
   } else {
     quantize_row<false>(read, p, row);

@@ -114,11 +114,12 @@ struct Neon {
     }
   }
 
-  template <WeightKind kKind, int kTokens, bool kTwo>
+  template <WeightKind kKind, int kTokens, CodeKind kCodes>
   static void block_tile(const ProductParams& p,
                          const std::byte* weight,
                          const Piece& piece,
                          int64_t row) {
+    constexpr bool kTwo = kCodes == kInt15Codes;
     constexpr int64_t kScales = kKind == kQ8_0Kind ? 512 : 256;
     const int64_t low = piece.width * kBlock, offset = piece.width * 4;
     const std::byte* scale = piece.scale;
@@ -164,7 +165,7 @@ const KernelTable kNeonKernels = {
     .name = "neon",
     .input = run_input,
     .product = {quant_product<Neon, kQ4_1Kind>, quant_product<Neon, kQ4_0Kind>,
-                quant_product<Neon, kQ8_0Kind>, float_product<Neon, kF32Kind>,
+                quant_product<Neon, kQ8_0Kind>, nvfp4_product_neon, float_product<Neon, kF32Kind>,
                 float_product<Neon, kF16Kind>, float_product<Neon, kBF16Kind>},
 };
 

@@ -96,11 +96,12 @@ struct Scalar {
     return sum;
   }
 
-  template <WeightKind kKind, int kTokens, bool kTwo>
+  template <WeightKind kKind, int kTokens, CodeKind kCodes>
   static void block_tile(const ProductParams& p,
                          const std::byte* weight,
                          const Piece& piece,
                          int64_t row) {
+    constexpr bool kTwo = kCodes == kInt15Codes;
     constexpr int64_t kScales = kKind == kQ8_0Kind ? 512 : 256;
     const std::byte* scale = piece.scale;
     const std::byte* codes = piece.codes;
@@ -137,8 +138,9 @@ const KernelTable kScalarKernels = {
     .name = "scalar",
     .input = run_input,
     .product = {quant_product<Scalar, kQ4_1Kind>, quant_product<Scalar, kQ4_0Kind>,
-                quant_product<Scalar, kQ8_0Kind>, float_product<Scalar, kF32Kind>,
-                float_product<Scalar, kF16Kind>, float_product<Scalar, kBF16Kind>},
+                quant_product<Scalar, kQ8_0Kind>, nvfp4_product_scalar,
+                float_product<Scalar, kF32Kind>, float_product<Scalar, kF16Kind>,
+                float_product<Scalar, kBF16Kind>},
 };
 
 }  // namespace longspur::kernels::qgemm
