@@ -34,8 +34,9 @@ namespace longspur::kernels::nvfp4 {
 enum class Rule { kStatic6, kStatic4, kFourOverSix, kSweep, kFullSweep };
 enum class Metric { kMse, kMae, kAbsMax };
 // Stochastic: to one of the two neighbours with the probability that makes the mean right; the
-// scale is chosen first, by the error of rounding to the nearest. Unbiased: top is 16/17 of the
-// rule's, so that a block scale rounded down never clips the block's maximum.
+// scale is chosen first, by the error of rounding to the nearest. Unbiased: block scales as ever,
+// but elements are encoded with 16/17 of the rule's top, so that a block scale rounded down (by
+// 1/17 at most) never clips the block's maximum.
 enum class Rounding { kNearest, kStochastic, kStochasticUnbiased };
 
 // "static_6", "static_4", "four_over_six", "sweep", "full_sweep"; "mse", "mae", "abs_max";
@@ -57,7 +58,10 @@ struct Recipe {
   bool hadamard = false;  // rotate each block of 16 first (hadamard16), before amax is taken
 };
 
-// top of the formulas above.
+// top of the formulas above: that of the block scales, b = (bmax / 6) * (target / amax), and that
+// of the elements, Dec = amax / top and the stored multiplier; they differ for kStochasticUnbiased
+// only.
+float scale_target(const Recipe& recipe);
 float scale_top(const Recipe& recipe);
 // The stored multiplier amax / top; 0 for amax = 0, NaN for an amax that is not finite.
 float tensor_scale(float amax, const Recipe& recipe);

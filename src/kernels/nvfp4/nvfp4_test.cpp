@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <vector>
@@ -73,6 +74,58 @@ TEST(Quantize, GoldenVectors) {
     quantize_ref(args, 0, 1);
     EXPECT_EQ(scale, c.scale);
     EXPECT_EQ(std::vector<int>(codes, codes + 8), c.codes);
+  }
+}
+
+// One row with its own largest magnitude.
+std::vector<float> quantised_and_back(const std::vector<float>& x, const Recipe& recipe) {
+  std::vector<uint8_t> codes(x.size() / 2), scales(x.size() / 16);
+  std::vector<float> out(x.size());
+  const auto k = int64_t(x.size());
+  float amax = 0;
+  for (const float v : x) amax = std::max(amax, std::fabs(v));
+  QuantizeArgs args;
+  args.source = {x.data(), DType::kF32, 1, k, k, false};
+  args.amax = &amax;
+  args.recipe = recipe;
+  args.codes = codes.data();
+  args.scales = scales.data();
+  quantize_ref(args, 0, 1);
+  const float multiplier = tensor_scale(amax, recipe);
+  dequantize_ref({codes.data(), scales.data(), &multiplier, false, 1, k, DType::kF32, out.data()},
+                 0, 1);
+  return out;
+}
+
+TEST(Quantize, ErrorsAboveTheLargestFloat) {
+  std::vector<float> x(32, 1.0f);
+  x[3] = 1e30f;  // the squares of the others' errors are finite, those of 1e30 / 16 are not
+  x[4] = 0.93e30f;
+  for (const Rule rule : {Rule::kStatic6, Rule::kFourOverSix, Rule::kSweep, Rule::kFullSweep}) {
+    Recipe recipe;
+    recipe.rule = rule;
+    EXPECT_NEAR(quantised_and_back(x, recipe)[3], 1e30f, 1e24f) << rule_name(rule);
+  }
+}
+
+TEST(Quantize, UnbiasedRoundingNeverClips) {
+  Recipe recipe;
+  recipe.rounding = Rounding::kStochasticUnbiased;
+  for (const Rule rule : {Rule::kStatic6, Rule::kFourOverSix}) {
+    recipe.rule = rule;
+    for (int step = 0; step < 64; ++step) {  // block maxima of every mantissa
+      std::vector<float> x(32, 0.0f);
+      x[0] = 2.0f;
+      x[16] = 1.0f + float(step) / 64;
+      double sum = 0;
+      constexpr int kDraws = 400;
+      for (int draw = 0; draw < kDraws; ++draw) {
+        recipe.seed = uint64_t(draw);
+        sum += double(quantised_and_back(x, recipe)[16]);
+      }
+      // the grid's step at the maximum is a third of it; four standard errors
+      EXPECT_NEAR(sum / kDraws, double(x[16]), 4 * 0.25 / std::sqrt(double(kDraws))) << step;
+    }
   }
 }
 

@@ -40,12 +40,15 @@ std::string_view rule_name(Rule rule) { return kRules[size_t(rule)]; }
 std::string_view metric_name(Metric metric) { return kMetrics[size_t(metric)]; }
 std::string_view rounding_name(Rounding rounding) { return kRoundings[size_t(rounding)]; }
 
-float scale_top(const Recipe& recipe) {
+float scale_target(const Recipe& recipe) {
   const bool plain = recipe.rule == Rule::kStatic6 || recipe.rule == Rule::kStatic4;
-  const double bound = recipe.bound != 0 ? recipe.bound : plain ? 448 : 256;
-  double top = (recipe.rule == Rule::kStatic4 ? 4 : 6) * bound;
-  if (recipe.rounding == Rounding::kStochasticUnbiased) top *= 16.0 / 17.0;
-  return float(top);
+  const int bound = recipe.bound != 0 ? recipe.bound : plain ? 448 : 256;
+  return float((recipe.rule == Rule::kStatic4 ? 4 : 6) * bound);
+}
+
+float scale_top(const Recipe& recipe) {
+  const float target = scale_target(recipe);
+  return recipe.rounding == Rounding::kStochasticUnbiased ? float(target * (16.0 / 17.0)) : target;
 }
 
 float tensor_scale(float amax, const Recipe& recipe) {

@@ -32,15 +32,18 @@ Block load_block(const Source& source, bool hadamard, int64_t row, int64_t k) {
   return block;
 }
 
-// What one amax fixes.
+// What one amax fixes: Enc of the block scales, and Dec of the elements.
 struct Encoding {
   float amax, top, enc, dec;
 };
 
-Encoding encoding_of(float amax, float top) {
-  float enc = amax == 0 ? 1.0f : top / amax;
-  enc = std::min(enc, std::numeric_limits<float>::max());
-  return {amax, top, enc, 1.0f / enc};
+float encode_factor(float top, float amax) {
+  return amax == 0 ? 1.0f : std::min(top / amax, std::numeric_limits<float>::max());
+}
+
+Encoding encoding_of(float amax, const Recipe& recipe) {
+  const float top = scale_top(recipe);
+  return {amax, top, encode_factor(scale_target(recipe), amax), 1.0f / encode_factor(top, amax)};
 }
 
 float inverse(const Encoding& e, uint8_t scale) {
@@ -94,18 +97,19 @@ uint8_t choose_scale(const QuantizeArgs& args,
   uint8_t best = 0;
   float best_error = INFINITY;
   const std::vector<uint8_t> scales = candidates(args.recipe, bmax, e.enc);
-  for (const uint8_t scale : scales) {
+  for (size_t i = 0; i < scales.size(); ++i) {
+    const uint8_t scale = scales[i];
     const float inv = inverse(e, scale);
     float error = 0;
     for (const Block& block : blocks) {
-      for (int i = 0; i < kBlock; ++i) {
-        const float x = block[size_t(i)];
-        const float weight = args.importance ? args.importance[k + i] : 1.0f;
+      for (int j = 0; j < kBlock; ++j) {
+        const float x = block[size_t(j)];
+        const float weight = args.importance ? args.importance[k + j] : 1.0f;
         const uint8_t code = inv == 0 ? uint8_t(0) : e2m1_encode(x * inv);
         error = add_error(args.recipe.metric, error, decoded(e, scale, code) - x, weight);
       }
     }
-    if (&scale == &scales.front() || error < best_error) {
+    if (i == 0 || error < best_error) {  // the first also when its error is not finite
       best = scale;
       best_error = error;
     }
@@ -161,10 +165,9 @@ void store(const DequantizeArgs& args, int64_t at, float value) {
 
 void quantize_ref(const QuantizeArgs& args, int64_t begin, int64_t end) {
   const int64_t group = args.recipe.tile_2d ? kBlock : 1;
-  const float top = scale_top(args.recipe);
   std::vector<Block> blocks(static_cast<size_t>(group));
   for (int64_t row = begin; row < end; row += group) {
-    const Encoding e = encoding_of(args.amax[args.amax_per_row ? row : 0], top);
+    const Encoding e = encoding_of(args.amax[args.amax_per_row ? row : 0], args.recipe);
     for (int64_t k = 0; k < args.source.k; k += kBlock) {
       for (int64_t i = 0; i < group; ++i)
         blocks[size_t(i)] = load_block(args.source, args.recipe.hadamard, row + i, k);
