@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "engine/machine.h"
 #include "runtime/cpu_executor.h"
+#include "runtime/cpu_weights.h"
 #include "runtime/cuda_memory.h"
 #include "runtime/plugin.h"
 
@@ -25,7 +26,15 @@ int64_t available_memory() {
 bool is_fp32(const EngineOptions& options) { return options.compute == Compute::kFp32; }
 
 runtime::CpuExecutorOptions cpu_options(const EngineOptions& options) {
-  return {is_fp32(options), options.prefill_chunk, options.max_sequences};
+  return {is_fp32(options), options.prefill_chunk, options.max_sequences,
+          activation_rule(options.activations)};
+}
+
+bool has_nvfp4(const models::DecoderTensors& tensors) {
+  for (const models::LayerTensors& t : tensors.layers)
+    for (const auto* source : {&t.q, &t.k, &t.v, &t.output, &t.gate, &t.up, &t.down})
+      if (runtime::cpu_weight_type(*source, false) == DType::kNVFP4) return true;
+  return false;
 }
 
 runtime::DeviceExecutorOptions cuda_options(const EngineOptions& options, int64_t max_context) {
@@ -69,11 +78,23 @@ Device parse_device(const std::string& text) {
   return {true, index};
 }
 
+std::optional<kernels::nvfp4::Rule> activation_rule(const std::string& activations) {
+  constexpr std::string_view kNvfp4 = "nvfp4";
+  if (activations == "default") return std::nullopt;
+  if (activations == kNvfp4) return kernels::nvfp4::Rule::kFourOverSix;
+  if (activations.starts_with(concat(kNvfp4, ":")))
+    return kernels::nvfp4::parse_rule(activations.substr(kNvfp4.size() + 1));
+  throw UsageError(
+      concat("activations: found '", activations, "', expected default, nvfp4 or nvfp4:RULE"));
+}
+
 DeviceMemoryNeeds device_memory_needs(const EngineOptions& options,
                                       const io::ModelConfig& config,
                                       const models::DecoderTensors& tensors,
                                       int64_t max_context) {
   if (parse_device(options.device).cuda) return cuda_needs(options, config, tensors, max_context);
+  require(options.activations == "default" || has_nvfp4(tensors), "activations ",
+          options.activations, ": found no NVFP4 matrix in the model, expected at least one");
   DeviceMemoryNeeds needs;
   needs.weights_bytes = runtime::cpu_weights_bytes(tensors, is_fp32(options));
   needs.workspace_bytes = runtime::cpu_workspace_bytes(config, cpu_options(options));

@@ -3,11 +3,13 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "base/thread_pool.h"
 #include "engine/engine.h"
 #include "io/files/model_config.h"
+#include "kernels/nvfp4/api.h"
 #include "models/decoder_tensors.h"
 #include "runtime/executor.h"
 
@@ -20,6 +22,9 @@ struct Device {
 
 // "cpu", "cuda" (the first) or "cuda:INDEX"; UsageError otherwise.
 Device parse_device(const std::string& text);
+
+// The rule by which activations become NVFP4, or none; UsageError for any other text.
+std::optional<kernels::nvfp4::Rule> activation_rule(const std::string& activations);
 
 // What a model takes on the device, from its headers, and what the device has.
 struct DeviceMemoryNeeds {

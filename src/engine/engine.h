@@ -24,6 +24,9 @@ struct EngineOptions {
   std::string device = "cpu";  // "cpu", "cuda", "cuda:1"
   int threads = 0;             // 0: all this process may use
   Compute compute = Compute::kDefault;
+  // Of products with NVFP4 matrices on the CPU: "default" (8 bits), "nvfp4" or "nvfp4:RULE", RULE
+  // being static_6, static_4, four_over_six (the default), sweep or full_sweep.
+  std::string activations = "default";
   KvStorage kv_type = KvStorage::kBF16;
   std::string attention = "dense";
   int64_t max_context = 0;      // 0: the model's

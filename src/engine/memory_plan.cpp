@@ -19,6 +19,17 @@ void range(const char* name, int64_t value, int64_t low, int64_t high) {
   }
 }
 
+// Activations are NVFP4 in the products of the CPU backend only, and never in reference arithmetic.
+void validate_activations(const EngineOptions& options) {
+  if (!activation_rule(options.activations)) return;
+  if (options.compute == Compute::kFp32)
+    throw UsageError(concat("activations ", options.activations,
+                            ": found compute fp32, which multiplies in fp32, expected default"));
+  if (parse_device(options.device).cuda)
+    throw UnsupportedError(concat("activations ", options.activations, ": found device ",
+                                  options.device, ", expected cpu"));
+}
+
 }  // namespace
 
 void validate_options(const EngineOptions& options) {
@@ -28,6 +39,7 @@ void validate_options(const EngineOptions& options) {
   range("prefill-chunk", options.prefill_chunk, 1, 65536);
   range("kv-bytes", options.kv_bytes, 0, int64_t(1) << 46);
   parse_device(options.device);
+  validate_activations(options);
   if (options.attention != "dense") {
     throw UnsupportedError(
         concat("attention '", options.attention, "': only dense is built so far"));

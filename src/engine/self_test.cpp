@@ -37,7 +37,7 @@ SelfTestCase verdict(std::string name, std::string_view isa, double error) {
 
 // --- products
 
-constexpr int64_t kN = 83, kK = 160, kT = 19;  // whole tiles and rests of them
+constexpr int64_t kN = 83, kK = 192, kT = 19;  // whole tiles and rests of them
 
 void put_half(std::byte* at, uint16_t bits) { std::memcpy(at, &bits, sizeof(bits)); }
 
@@ -57,6 +57,10 @@ std::vector<std::byte> stored_weights(DType dtype) {
       put_half(b, float_to_fp16(value));
     } else {
       for (size_t i = 0; i < block; ++i) b[i] = std::byte(source.bits() & 0xff);
+      if (dtype == DType::kNVFP4) {  // four scales
+        for (size_t i = 0; i < 4; ++i) b[i] = std::byte(0x20 + source.bits() % 32);
+        continue;
+      }
       put_half(b, float_to_fp16(0.01f * value));
       if (dtype == DType::kQ4_1) put_half(b + 2, float_to_fp16(0.01f * source.next()));
     }
@@ -92,7 +96,8 @@ std::vector<float> multiply(const qgemm::PackedWeight& weight,
 
 SelfTestCase check_product(DType dtype, ThreadPool& pool) {
   const std::vector<std::byte> stored = stored_weights(dtype);
-  const qgemm::WeightRows rows{dtype, stored.data(), kN, kK};
+  const float scale = dtype == DType::kNVFP4 ? 0.01f : 1.0f;
+  const qgemm::WeightRows rows{dtype, stored.data(), kN, kK, scale};
   const auto weight = qgemm::pack(std::span(&rows, 1), pool);
   const std::vector<float> x = exact_input(), y = multiply(*weight, x, pool);
   std::vector<float> row(static_cast<size_t>(kK));
@@ -192,8 +197,8 @@ SelfTestCase check_sampling() {
 std::vector<SelfTestCase> self_test() {
   ThreadPool pool(kThreads);
   std::vector<SelfTestCase> cases;
-  for (const DType dtype :
-       {DType::kQ4_1, DType::kQ4_0, DType::kQ8_0, DType::kBF16, DType::kF16, DType::kF32})
+  for (const DType dtype : {DType::kQ4_1, DType::kQ4_0, DType::kQ8_0, DType::kNVFP4, DType::kBF16,
+                            DType::kF16, DType::kF32})
     cases.push_back(check_product(dtype, pool));
   cases.push_back(check_attention(attention::KvType::kBF16, "bf16", pool));
   cases.push_back(check_attention(attention::KvType::kF32, "fp32", pool));

@@ -36,6 +36,8 @@ void CpuBackend::product(const CpuLinear& weight, const Operand& x, const Act& y
     args.ldy = y.width;
     args.accumulate = accumulate;
     args.bias = weight.bias.empty() ? nullptr : weight.bias.data() + offset;
+    args.precision = step_.precision;
+    args.act_rule = step_.act_rule;
     qgemm::matmul(team_, *part, args, step_.matmul_workspace);
     offset += part->n();
   }

@@ -46,6 +46,8 @@ struct CpuStep {
   float* wide = nullptr;      // [T, max((H + 2 G) D, 2 F)]
   float* attended = nullptr;  // [T, H D]
   float* logits = nullptr;    // [kLogitRows, V]
+  kernels::qgemm::ActPrecision precision = kernels::qgemm::ActPrecision::kInt8Peak;
+  kernels::nvfp4::Rule act_rule = kernels::nvfp4::Rule::kFourOverSix;
   std::byte* matmul_workspace = nullptr;
   std::byte* attention_workspace = nullptr;
 };

@@ -30,12 +30,14 @@ int64_t activation_floats(const io::ModelConfig& c, const CpuExecutorOptions& op
 }
 
 // Scratch of the widest product, over all types a product may have.
-int64_t matmul_scratch(const io::ModelConfig& c, int64_t tokens) {
+int64_t matmul_scratch(const io::ModelConfig& c, const CpuExecutorOptions& options) {
   const int64_t k = std::max({c.hidden, c.intermediate, c.heads * c.head_dim});
+  const bool any_precision = options.nvfp4_activations.has_value();
   int64_t bytes = 0;
-  for (DType dtype :
-       {DType::kF32, DType::kBF16, DType::kF16, DType::kQ8_0, DType::kQ4_0, DType::kQ4_1}) {
-    bytes = std::max(bytes, qgemm::workspace_bytes(dtype, tokens, k));
+  for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16, DType::kQ8_0, DType::kQ4_0,
+                      DType::kQ4_1, DType::kNVFP4}) {
+    const int64_t needed = qgemm::workspace_bytes(dtype, options.max_tokens, k, any_precision);
+    bytes = std::max(bytes, needed);
   }
   return bytes;
 }
@@ -52,7 +54,7 @@ class CpuExecutor final : public Executor {
     shape_ = {config.hidden,   config.intermediate, config.heads,          config.kv_heads,
               config.head_dim, config.rotary_dim,   float(config.rms_eps), config.sliding_window};
     activations_ = AlignedBuffer(size_t(activation_floats(config, options)) * sizeof(float));
-    matmul_workspace_ = AlignedBuffer(size_t(matmul_scratch(config, options.max_tokens)));
+    matmul_workspace_ = AlignedBuffer(size_t(matmul_scratch(config, options)));
     step_.shape = &shape_;
     step_.kv_type = kv_type();
     step_.hidden = activations_.as<float>();
@@ -60,6 +62,10 @@ class CpuExecutor final : public Executor {
     step_.attended = step_.wide + options.max_tokens * wide_width(config);
     step_.logits = step_.attended + options.max_tokens * config.heads * config.head_dim;
     step_.matmul_workspace = matmul_workspace_.data();
+    if (options.nvfp4_activations) {
+      step_.precision = qgemm::ActPrecision::kNvfp4;
+      step_.act_rule = *options.nvfp4_activations;
+    }
   }
 
   int64_t weights_bytes() const override {
@@ -179,7 +185,7 @@ class CpuExecutor final : public Executor {
 int64_t cpu_weights_bytes(const models::DecoderTensors& tensors, bool fp32) {
   int64_t bytes = 0;
   const auto add = [&](const models::TensorSource& source) {
-    if (source) bytes += dtype_bytes(cpu_weight_type(source, fp32), source.n() * source.k());
+    if (source) bytes += qgemm::packed_bytes(cpu_weight_type(source, fp32), source.n(), source.k());
   };
   add(tensors.embedding);
   add(tensors.head);
@@ -196,7 +202,7 @@ int64_t cpu_page_bytes(const io::ModelConfig& config, bool fp32) {
 
 int64_t cpu_workspace_bytes(const io::ModelConfig& config, const CpuExecutorOptions& options) {
   return activation_floats(config, options) * int64_t(sizeof(float)) +
-         matmul_scratch(config, options.max_tokens);
+         matmul_scratch(config, options);
 }
 
 std::unique_ptr<Executor> make_cpu_executor(const io::ModelConfig& config,

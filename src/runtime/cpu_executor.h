@@ -3,9 +3,11 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 
 #include "base/thread_pool.h"
 #include "io/files/model_config.h"
+#include "kernels/nvfp4/api.h"
 #include "models/decoder_tensors.h"
 #include "runtime/executor.h"
 
@@ -15,6 +17,8 @@ struct CpuExecutorOptions {
   bool fp32 = false;         // reference arithmetic: weights dequantised to fp32, fp32 cache
   int64_t max_tokens = 512;  // of one forward
   int64_t max_sequences = 16;
+  // NVFP4 matrices are multiplied with activations quantised to NVFP4 by this rule.
+  std::optional<kernels::nvfp4::Rule> nvfp4_activations;
 };
 
 // Bytes the packed weights will take, from the tensors' headers alone.

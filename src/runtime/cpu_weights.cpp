@@ -10,8 +10,9 @@ using models::TensorSource;
 
 DType cpu_weight_type(const TensorSource& source, bool fp32) {
   if (fp32) return DType::kF32;
-  const bool as_stored = source.scale == 1.0f && qgemm::supports(source.tensor->dtype, source.k());
-  return as_stored ? source.tensor->dtype : DType::kBF16;
+  const DType stored = source.tensor->dtype;
+  const bool keeps_scale = stored == DType::kNVFP4 || source.scale == 1.0f;
+  return keeps_scale && qgemm::supports(stored, source.k()) ? stored : DType::kBF16;
 }
 
 namespace {
@@ -33,7 +34,7 @@ class Loader {
       std::vector<models::Rows> rows;
       std::vector<qgemm::WeightRows> parts;
       for (size_t i = begin; i < end; ++i) rows.push_back(models::read_rows(sources[i], type));
-      for (const models::Rows& r : rows) parts.push_back({r.dtype, r.data, r.n, r.k});
+      for (const models::Rows& r : rows) parts.push_back({r.dtype, r.data, r.n, r.k, r.scale});
       result.parts.push_back(qgemm::pack(parts, pool_));
       result.n += result.parts.back()->n();
       for (size_t i = begin; i < end; ++i) report(sources[i]);

@@ -39,6 +39,7 @@ engine::EngineOptions engine_options(const Settings& settings, int64_t sequences
   options.threads = int(settings.integer("threads"));
   options.compute =
       settings.text("compute") == "fp32" ? engine::Compute::kFp32 : engine::Compute::kDefault;
+  options.activations = settings.text("activations");
   options.kv_type =
       settings.text("kv-type") == "nvfp4" ? engine::KvStorage::kNVFP4 : engine::KvStorage::kBF16;
   options.attention = settings.text("attention");
