@@ -84,27 +84,36 @@ bool is_weight_type(DType dtype) {
 // Looks tensors up and collects everything that is wrong.
 class Finder {
  public:
-  Finder(const io::TensorFile& file, const Names& names) : file_(file), names_(names) {}
+  Finder(const io::TensorFile& file, const Names& names, float fouroversix_top)
+      : file_(file), names_(names), fouroversix_top_(fouroversix_top) {}
 
   TensorSource get(const std::string& name,
                    const std::vector<int64_t>& shape,
                    bool required = true) {
-    const io::TensorInfo* tensor = file_.find(name);
-    if (tensor == nullptr) {
+    TensorSource source;
+    try {
+      source.nvfp4 = io::find_nvfp4(file_, name, fouroversix_top_);
+    } catch (const Error& error) {
+      problem(error.what());
+      return {};
+    }
+    source.tensor = source.nvfp4 ? source.nvfp4->codes : file_.find(name);
+    if (source.tensor == nullptr) {
       if (required) problem(name + " (missing)");
       return {};
     }
-    if (tensor->shape != shape) {
-      problem(concat(name, " (found ", shape_text(tensor->shape), ", expected ", shape_text(shape),
-                     ")"));
+    const auto found = source.nvfp4 ? std::vector{source.n(), source.k()} : source.tensor->shape;
+    if (found != shape) {
+      problem(concat(name, " (found ", shape_text(found), ", expected ", shape_text(shape), ")"));
       return {};
     }
-    if (!is_weight_type(tensor->dtype)) {
-      problem(concat(name, " (found type ", dtype_info(tensor->dtype).name,
+    if (!is_weight_type(source.dtype())) {
+      problem(concat(name, " (found type ", dtype_info(source.dtype()).name,
                      ", expected a floating-point or GGUF block type)"));
       return {};
     }
-    return {tensor, 0, scale_of(name)};
+    source.scale = source.nvfp4 ? source.nvfp4->multiplier : scale_of(name);
+    return source;
   }
 
   TensorSource layer(int64_t index,
@@ -146,6 +155,7 @@ class Finder {
 
   const io::TensorFile& file_;
   const Names& names_;
+  float fouroversix_top_;
   std::string problems_;
   int count_ = 0;
 };
@@ -187,13 +197,88 @@ int64_t stored_row(const TensorSource& source, int64_t row) {
   return head * dim + 2 * j + half;
 }
 
+// Space for n rows, which `data` then points to. Returns the bytes of a row.
+int64_t own_rows(Rows& rows) {
+  const int64_t row_bytes = dtype_bytes(rows.dtype, rows.k);
+  rows.storage.resize(size_t(rows.n * row_bytes));
+  rows.data = rows.storage.data();
+  return row_bytes;
+}
+
+void store_values(const std::vector<float>& values, DType as, std::byte* to) {
+  LONGSPUR_ASSERT(as == DType::kF32 || as == DType::kBF16);
+  if (as == DType::kF32) {
+    std::memcpy(to, values.data(), values.size() * sizeof(float));
+    return;
+  }
+  for (size_t i = 0; i < values.size(); ++i) {
+    const uint16_t bits = float_to_bf16(values[i]);
+    std::memcpy(to + 2 * i, &bits, 2);
+  }
+}
+
+// Rows of an NVFP4 matrix, whose block scales are checked on the way.
+class NvfpRows {
+ public:
+  NvfpRows(const TensorSource& source, DType as)
+      : source_(source), stored_(*source.nvfp4), rows_{as, source.n(), source.k(), nullptr, {}} {}
+
+  Rows read() {
+    const bool blocks = rows_.dtype == DType::kNVFP4;
+    if (blocks) rows_.scale = source_.scale;
+    if (blocks && stored_.form == io::StoredNvfp4::Form::kGguf && source_.permuted_heads == 0) {
+      borrow();
+    } else if (blocks) {
+      LONGSPUR_ASSERT(rows_.k % dtype_info(DType::kNVFP4).block == 0);
+      each_row(
+          [&](std::byte* to) { io::to_gguf_blocks(codes_.data(), scales_.data(), rows_.k, to); });
+    } else {
+      std::vector<float> values(size_t(rows_.k), 0.0f);
+      each_row([&](std::byte* to) {
+        io::dequantize_nvfp4(codes_.data(), scales_.data(), rows_.k, source_.scale, values.data());
+        store_values(values, rows_.dtype, to);
+      });
+    }
+    check_.finish(source_.tensor->name, source_.scale);
+    return std::move(rows_);
+  }
+
+ private:
+  void borrow() {
+    constexpr int64_t kScales = 4;  // at the beginning of each block
+    const DTypeInfo& info = dtype_info(DType::kNVFP4);
+    const auto* bytes = reinterpret_cast<const uint8_t*>(source_.tensor->data.data());
+    for (int64_t block = 0; block < rows_.n * (rows_.k / info.block); ++block)
+      check_.add(bytes + block * info.bytes, kScales);
+    rows_.data = source_.tensor->data.data();
+  }
+
+  template <class Write>
+  void each_row(Write write) {
+    codes_.resize(size_t(rows_.k / 2));
+    scales_.resize(size_t(rows_.k / 16));
+    const int64_t row_bytes = own_rows(rows_);
+    for (int64_t row = 0; row < rows_.n; ++row) {
+      stored_.read_row(stored_row(source_, row), codes_.data(), scales_.data());
+      check_.add(scales_.data(), int64_t(scales_.size()));
+      write(rows_.storage.data() + row * row_bytes);
+    }
+  }
+
+  const TensorSource& source_;
+  const io::StoredNvfp4& stored_;
+  Rows rows_;
+  io::BlockScaleCheck check_;
+  std::vector<uint8_t> codes_, scales_;
+};
+
 }  // namespace
 
 DecoderTensors find_decoder_tensors(const io::TensorFile& file, const io::ModelConfig& config) {
   const bool gguf =
       file.find(kHfNames.embedding) == nullptr && file.find(kGgufNames.embedding) != nullptr;
   const Names& names = gguf ? kGgufNames : kHfNames;
-  Finder finder(file, names);
+  Finder finder(file, names, config.quantization.fouroversix_top);
   DecoderTensors tensors;
   tensors.embedding = finder.get(names.embedding, {config.vocab, config.hidden});
   tensors.final_norm = finder.get(names.final_norm, {config.hidden});
@@ -205,19 +290,16 @@ DecoderTensors find_decoder_tensors(const io::TensorFile& file, const io::ModelC
 }
 
 Rows read_rows(const TensorSource& source, DType as) {
+  if (source.nvfp4) return NvfpRows(source, as).read();
   const io::TensorInfo& tensor = *source.tensor;
-  Rows rows{as, source.n(), source.k(), nullptr, {}, 1.0f};
+  Rows rows{as, source.n(), source.k(), nullptr, {}};
   const int64_t stored_bytes = dtype_bytes(tensor.dtype, rows.k);
-  const bool nvfp4 = as == DType::kNVFP4;  // its multiplier stays beside the blocks
-  const bool as_stored = as == tensor.dtype && (nvfp4 || source.scale == 1.0f);
-  if (nvfp4) rows.scale = source.scale;
+  const bool as_stored = as == tensor.dtype && source.scale == 1.0f;
   if (as_stored && source.permuted_heads == 0) {
     rows.data = tensor.data.data();
     return rows;
   }
-  const int64_t row_bytes = dtype_bytes(as, rows.k);
-  rows.storage.resize(size_t(rows.n * row_bytes));
-  rows.data = rows.storage.data();
+  const int64_t row_bytes = own_rows(rows);
   std::vector<float> values(size_t(as_stored ? 0 : rows.k));
   for (int64_t row = 0; row < rows.n; ++row) {
     const std::byte* from = tensor.data.data() + stored_row(source, row) * stored_bytes;
@@ -226,18 +308,10 @@ Rows read_rows(const TensorSource& source, DType as) {
       std::memcpy(to, from, size_t(row_bytes));
       continue;
     }
-    LONGSPUR_ASSERT(as == DType::kF32 || as == DType::kBF16);
     io::dequantize(tensor.dtype, from, rows.k, values.data());
     if (source.scale != 1.0f)
       for (float& value : values) value *= source.scale;
-    if (as == DType::kF32) {
-      std::memcpy(to, values.data(), size_t(row_bytes));
-    } else {
-      for (size_t i = 0; i < values.size(); ++i) {
-        const uint16_t bits = float_to_bf16(values[i]);
-        std::memcpy(to + 2 * i, &bits, 2);
-      }
-    }
+    store_values(values, as, to);
   }
   return rows;
 }

@@ -3,26 +3,31 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "base/dtype.h"
 #include "io/files/model_config.h"
+#include "io/files/nvfp4.h"
 #include "io/files/tensor_file.h"
 
 namespace longspur::models {
 
 // One stored tensor, [N, K] (or [N] for a vector), and how to read its rows.
 struct TensorSource {
-  const io::TensorInfo* tensor = nullptr;  // null: the model has none
+  const io::TensorInfo* tensor = nullptr;  // null: the model has none; NVFP4: the codes
   // GGUF's llama family interleaves the two rotary halves of each head's rows; heads > 0 says that
   // stored row h * D + 2 j + s is row h * D + s * D/2 + j of the model.
   int64_t permuted_heads = 0;
-  float scale = 1.0f;  // multiplies every value (GGUF keeps NVFP4's scale of a tensor beside it)
+  float scale = 1.0f;                    // multiplies every value (NVFP4: the scale of the tensor)
+  std::optional<io::StoredNvfp4> nvfp4;  // where all parts of an NVFP4 matrix are
 
   explicit operator bool() const { return tensor != nullptr; }
-  int64_t n() const { return tensor->shape[0]; }
-  int64_t k() const { return tensor->shape.size() > 1 ? tensor->shape[1] : 1; }
+  DType dtype() const { return nvfp4 ? DType::kNVFP4 : tensor->dtype; }
+  int64_t n() const { return nvfp4 ? nvfp4->rows : tensor->shape[0]; }
+  int64_t k() const { return nvfp4 ? nvfp4->k : tensor->shape.size() > 1 ? tensor->shape[1] : 1; }
+  int64_t stored_bytes() const { return nvfp4 ? nvfp4->bytes() : int64_t(tensor->data.size()); }
 };
 
 struct LayerTensors {
@@ -42,7 +47,8 @@ DecoderTensors find_decoder_tensors(const io::TensorFile& file, const io::ModelC
 
 // The rows of `source` in the model's order and in the type `as`: the stored type itself (rows
 // copied, or borrowed when nothing changes), or kF32 / kBF16 (dequantised). NVFP4 rows are in
-// GGUF's block layout whatever file they come from.
+// GGUF's block layout whatever file they come from, where k is a multiple of 64; their block scales
+// are checked while they are read.
 struct Rows {
   DType dtype;
   int64_t n, k;

@@ -10,7 +10,7 @@ using models::TensorSource;
 
 DType cpu_weight_type(const TensorSource& source, bool fp32) {
   if (fp32) return DType::kF32;
-  const DType stored = source.tensor->dtype;
+  const DType stored = source.dtype();
   const bool keeps_scale = stored == DType::kNVFP4 || source.scale == 1.0f;
   return keeps_scale && qgemm::supports(stored, source.k()) ? stored : DType::kBF16;
 }
@@ -66,7 +66,7 @@ class Loader {
   }
 
   void report(const TensorSource& source) {
-    done_ += int64_t(source.tensor->data.size());
+    done_ += source.stored_bytes();
     if (progress_) progress_(done_);
   }
 

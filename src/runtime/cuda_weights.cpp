@@ -52,7 +52,7 @@ class Loader {
           at::from_blob(const_cast<std::byte*>(data.data), {data.n, data.k}, type_);
       result.narrow(0, at_row, data.n).copy_(host);
       at_row += data.n;
-      done_ += int64_t(source.tensor->data.size());
+      done_ += source.stored_bytes();
       if (progress_) progress_(done_);
     }
     return result;

@@ -211,12 +211,6 @@ void refuse_what_is_not_computed(const JsonFields& fields) {
     throw UnsupportedError(
         concat(fields.where(), ": hidden_act: found ", shown(*activation), ", expected silu"));
   }
-  // Such a checkpoint has scales beside its weights; without them the weights mean nothing.
-  if (const auto quantization = fields.object("quantization_config")) {
-    throw UnsupportedError(concat(quantization->where(), ": found quant_method ",
-                                  shown(quantization->text("quant_method").value_or("")),
-                                  ", expected weights that are not quantised"));
-  }
 }
 
 // Token ids that a file states. Ids beyond the vocabulary are left out: they can never occur.
@@ -263,6 +257,7 @@ ModelConfig model_config_from_hf(const std::string& folder) {
   const FamilyDefaults family = family_defaults(config.architecture);
   config.name = fields.text("_name_or_path").value_or("");
   refuse_what_is_not_computed(fields);
+  config.quantization = read_quantization(folder, fields);
   read_shape(fields, family, config);
   config.rms_eps = fields.number("rms_norm_eps", 1e-6);
   config.tied_embeddings = fields.boolean("tie_word_embeddings", false);

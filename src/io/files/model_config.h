@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "io/files/gguf.h"
+#include "io/files/quantization_config.h"
 
 namespace longspur::io {
 
@@ -57,6 +58,7 @@ struct ModelConfig {
   bool permuted_qk = false;
   // Divisors of the rotary frequencies, [rotary_dim / 2] (GGUF's rope_freqs.weight); empty: none.
   std::vector<float> rope_freq_factors;
+  Quantization quantization;  // of an HF folder
 };
 
 // Tokens a sequence may have unless told otherwise: the trained context, which dynamic scaling

@@ -18,6 +18,19 @@ namespace {
 constexpr int64_t kBlock = codec::kBlock;
 constexpr int64_t kGgufValues = 64, kGgufScales = 4, kGgufBytes = 36;
 
+// Eight nibbles to the low halves of eight bytes, and back.
+uint64_t spread_nibbles(uint64_t x) {
+  x = (x | x << 16) & 0x0000ffff0000ffffu;
+  x = (x | x << 8) & 0x00ff00ff00ff00ffu;
+  return (x | x << 4) & 0x0f0f0f0f0f0f0f0fu;
+}
+uint32_t gather_nibbles(uint64_t x) {
+  x &= 0x0f0f0f0f0f0f0f0fu;
+  x = (x | x >> 4) & 0x00ff00ff00ff00ffu;
+  x = (x | x >> 8) & 0x0000ffff0000ffffu;
+  return uint32_t(x | x >> 16);
+}
+
 }  // namespace
 
 float multiplier_of(float stored, ScaleDirection direction) {
@@ -37,12 +50,10 @@ void to_gguf_blocks(const uint8_t* codes, const uint8_t* scales, int64_t k, std:
   for (int64_t at = 0; at < k; at += kGgufValues, blocks += kGgufBytes) {
     std::memcpy(blocks, scales + at / kBlock, kGgufScales);
     for (int64_t sub = 0; sub < kGgufScales; ++sub) {
-      const uint8_t* from = codes + (at + sub * kBlock) / 2;  // 8 bytes, elements in order
-      std::byte* to = blocks + kGgufScales + sub * 8;
-      for (int j = 0; j < 8; ++j) {
-        const int low = from[j / 2] >> (j % 2 * 4) & 15, high = from[4 + j / 2] >> (j % 2 * 4) & 15;
-        to[j] = std::byte(low | high << 4);
-      }
+      uint32_t half[2];  // elements 0 to 7 and 8 to 15
+      std::memcpy(half, codes + (at + sub * kBlock) / 2, sizeof(half));
+      const uint64_t mixed = spread_nibbles(half[0]) | spread_nibbles(half[1]) << 4;
+      std::memcpy(blocks + kGgufScales + sub * 8, &mixed, sizeof(mixed));
     }
   }
 }
@@ -51,12 +62,10 @@ void from_gguf_blocks(const std::byte* blocks, int64_t k, uint8_t* codes, uint8_
   for (int64_t at = 0; at < k; at += kGgufValues, blocks += kGgufBytes) {
     std::memcpy(scales + at / kBlock, blocks, kGgufScales);
     for (int64_t sub = 0; sub < kGgufScales; ++sub) {
-      const auto* from = reinterpret_cast<const uint8_t*>(blocks) + kGgufScales + sub * 8;
-      uint8_t* to = codes + (at + sub * kBlock) / 2;
-      for (int j = 0; j < 4; ++j) {
-        to[j] = uint8_t((from[2 * j] & 15) | (from[2 * j + 1] & 15) << 4);
-        to[4 + j] = uint8_t(from[2 * j] >> 4 | (from[2 * j + 1] & 0xf0));
-      }
+      uint64_t mixed = 0;
+      std::memcpy(&mixed, blocks + kGgufScales + sub * 8, sizeof(mixed));
+      const uint32_t half[2] = {gather_nibbles(mixed), gather_nibbles(mixed >> 4)};
+      std::memcpy(codes + (at + sub * kBlock) / 2, half, sizeof(half));
     }
   }
 }
@@ -76,9 +85,10 @@ void unswizzle_scales(const uint8_t* swizzled, int64_t rows, int64_t columns, ui
 
 void dequantize_nvfp4(
     const uint8_t* codes, const uint8_t* scales, int64_t k, float multiplier, float* values) {
-  for (int64_t at = 0; at < k; ++at) {
-    const float scale = codec::e4m3_decode(scales[at / kBlock]);
-    values[at] = codec::e2m1_decode(codes[at / 2] >> (at % 2 * 4) & 15) * scale * multiplier;
+  for (int64_t block = 0; block < k / kBlock; ++block, codes += kBlock / 2, values += kBlock) {
+    const float scale = codec::e4m3_decode(scales[block]);
+    for (int i = 0; i < kBlock; ++i)
+      values[i] = codec::e2m1_decode(codes[i / 2] >> (i % 2 * 4) & 15) * scale * multiplier;
   }
 }
 

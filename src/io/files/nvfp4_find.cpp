@@ -8,7 +8,6 @@
 #include "base/shape.h"
 #include "io/files/checked.h"
 #include "io/files/nvfp4.h"
-#include "io/files/printable.h"
 #include "kernels/nvfp4/codec.h"
 
 namespace longspur::io {
@@ -34,25 +33,26 @@ class Parts {
 
   const TensorInfo& need(const char* part, std::initializer_list<DType> types) const {
     const TensorInfo* tensor = find(part);
-    require(tensor != nullptr, shown(base_ + part), " (missing, beside the NVFP4 codes of ",
-            shown(base_), ")");
+    require(tensor != nullptr, base_, part, " (missing, beside the NVFP4 codes)");
     std::string names;
     for (const DType type : types) {
       if (tensor->dtype == type) return *tensor;
       names += concat(names.empty() ? "" : " or ", dtype_info(type).name);
     }
-    throw Error(concat(shown(tensor->name), " (found type ", dtype_info(tensor->dtype).name,
-                       ", expected ", names, ")"));
+    throw Error(concat(tensor->name, " (found type ", dtype_info(tensor->dtype).name, ", expected ",
+                       names, ")"));
   }
 
   // One finite positive number of type F32.
   float scalar(const char* part) const {
-    const TensorInfo& tensor = need(part, {DType::kF32});
-    require(tensor.elements() == 1, shown(tensor.name), " (found the shape ",
-            shape_text(tensor.shape), ", expected one number)");
+    const TensorInfo* tensor = find(part);
+    require(tensor != nullptr, base_, part, " (missing, beside the NVFP4 codes)");
     float value = 0.0f;
-    std::memcpy(&value, tensor.data.data(), sizeof(value));
-    require(std::isfinite(value) && value > 0.0f, shown(tensor.name), " (found ", value,
+    const bool single = tensor->dtype == DType::kF32 && tensor->elements() == 1;
+    if (single) std::memcpy(&value, tensor->data.data(), sizeof(value));
+    require(single && std::isfinite(value) && value > 0.0f, tensor->name, " (found ",
+            single ? concat(value)
+                   : concat(dtype_info(tensor->dtype).name, " ", shape_text(tensor->shape)),
             ", expected one positive number of type F32)");
     return value;
   }
@@ -63,7 +63,7 @@ class Parts {
   float multiplier(const char* part, ScaleDirection direction) const {
     const float stored = scalar(part), value = multiplier_of(stored, direction);
     require(std::isfinite(value) && value > 0.0f && codec::kE2m1Max * value <= kLargestWeight,
-            shown(base_ + part), " (found ", stored, ", expected a ",
+            base_ + part, " (found ", stored, ", expected a ",
             direction == ScaleDirection::kMultiplier ? "multiplier" : "divisor",
             " that gives weights below ", kLargestWeight,
             ": it is probably stored in the other direction)");
@@ -74,7 +74,7 @@ class Parts {
   void refuse(std::initializer_list<const char*> parts) const {
     for (const char* part : parts) {
       if (find(part) != nullptr)
-        throw UnsupportedError(concat(shown(base_ + part),
+        throw UnsupportedError(concat(base_ + part,
                                       " (found beside NVFP4 codes, expected none: it is not "
                                       "applied)"));
     }
@@ -86,16 +86,16 @@ class Parts {
 };
 
 void check_shape(const TensorInfo& tensor, const std::vector<int64_t>& expected) {
-  require(tensor.shape == expected, shown(tensor.name), " (found ", shape_text(tensor.shape),
+  require(tensor.shape == expected, tensor.name, " (found ", shape_text(tensor.shape),
           ", expected ", shape_text(expected), ")");
 }
 
 // Rows and k from codes of [rows, k / 2]; k a multiple of 16.
 void set_shape(StoredNvfp4& stored) {
   const TensorInfo& codes = *stored.codes;
-  require(codes.shape.size() == 2 && codes.shape[0] >= 1, shown(codes.name), " (found the shape ",
+  require(codes.shape.size() == 2 && codes.shape[0] >= 1, codes.name, " (found the shape ",
           shape_text(codes.shape), ", expected [rows, K / 2])");
-  require(codes.shape[1] >= 8 && codes.shape[1] % 8 == 0, shown(codes.name), " (found rows of ",
+  require(codes.shape[1] >= 8 && codes.shape[1] % 8 == 0, codes.name, " (found rows of ",
           codes.shape[1], " bytes, expected a multiple of 8: blocks of 16 codes)");
   stored.rows = codes.shape[0];
   stored.k = 2 * codes.shape[1];
@@ -134,8 +134,8 @@ StoredNvfp4 compressed_tensors(const Parts& parts) {
 // rows, k, padded rows, padded k, 1, whether the scales are swizzled. Four numbers: they are.
 std::array<int64_t, 6> metadata(const TensorInfo& tensor) {
   const int64_t count = tensor.elements();
-  require(tensor.shape.size() == 1 && (count == 4 || count == 6), shown(tensor.name),
-          " (found the shape ", shape_text(tensor.shape), ", expected [6])");
+  require(tensor.shape.size() == 1 && (count == 4 || count == 6), tensor.name, " (found the shape ",
+          shape_text(tensor.shape), ", expected [6])");
   std::array<int64_t, 6> numbers{0, 0, 0, 0, 1, 1};
   for (int64_t i = 0; i < count; ++i) {
     const std::byte* from = tensor.data.data() + i * dtype_info(tensor.dtype).bytes;
@@ -152,8 +152,8 @@ std::array<int64_t, 6> metadata(const TensorInfo& tensor) {
   require(rows >= 1 && k >= codec::kBlock && k % codec::kBlock == 0 && padded_rows >= rows &&
               padded_k >= k && padded_k % codec::kBlock == 0 && padded_rows < kLargest &&
               padded_k < kLargest && (swizzled == 0 || swizzled == 1),
-          shown(tensor.name), " (found ", rows, ", ", k, ", ", padded_rows, ", ", padded_k, ", ",
-          one, ", ", swizzled,
+          tensor.name, " (found ", rows, ", ", k, ", ", padded_rows, ", ", padded_k, ", ", one,
+          ", ", swizzled,
           ", expected rows, columns (a multiple of 16), both padded, 1, 0 or "
           "1)");
   return numbers;
@@ -179,12 +179,12 @@ StoredNvfp4 four_over_six(const Parts& parts, float top) {
                                : padded_rows * stored.scale_columns});
   const float amax = parts.scalar("quantized_weight_amax");
   if (top <= 0.0f) {
-    throw UnsupportedError(concat(shown(stored.codes->name),
+    throw UnsupportedError(concat(stored.codes->name,
                                   " (found no scale rule in the quantization_config, expected "
                                   "one: it says what the stored amax stands for)"));
   }
   stored.multiplier = amax / top;
-  require(stored.multiplier > 0.0f && amax <= kLargestWeight, shown(stored.codes->name),
+  require(stored.multiplier > 0.0f && amax <= kLargestWeight, stored.codes->name,
           " (found an amax of ", amax, ", expected at most ", kLargestWeight, ")");
   return stored;
 }
@@ -193,8 +193,8 @@ StoredNvfp4 gguf(const TensorInfo& blocks, const Parts& parts) {
   StoredNvfp4 stored;
   stored.form = StoredNvfp4::Form::kGguf;
   stored.codes = &blocks;
-  require(blocks.shape.size() == 2, shown(blocks.name), " (found the shape ",
-          shape_text(blocks.shape), ", expected [rows, K])");
+  require(blocks.shape.size() == 2, blocks.name, " (found the shape ", shape_text(blocks.shape),
+          ", expected [rows, K])");
   stored.rows = blocks.shape[0];
   stored.k = blocks.shape[1];
   stored.code_stride = dtype_bytes(DType::kNVFP4, stored.k);
@@ -214,7 +214,7 @@ std::optional<StoredNvfp4> find_nvfp4(const TensorFile& file,
   const Parts parts(file, name.substr(0, name.size() - kWeight.size()));
   const TensorInfo* weight = file.find(name);
   const bool packed = parts.find("weight_packed"), values = parts.find("quantized_weight_values");
-  require(int(weight != nullptr) + int(packed) + int(values) <= 1, shown(name),
+  require(int(weight != nullptr) + int(packed) + int(values) <= 1, name,
           " (found stored in two ways, expected one)");
   if (packed) return compressed_tensors(parts);
   if (values) return four_over_six(parts, fouroversix_top);
@@ -224,7 +224,7 @@ std::optional<StoredNvfp4> find_nvfp4(const TensorFile& file,
   // a weight with scales that nobody would apply is worse than none
   for (const char* part : {"weight_scale", "weight_scale_inv", "weight_scale_2"}) {
     if (parts.find(part) != nullptr)
-      throw UnsupportedError(concat(shown(name), " (found type ", dtype_info(weight->dtype).name,
+      throw UnsupportedError(concat(name, " (found type ", dtype_info(weight->dtype).name,
                                     " with a ", part,
                                     " beside it, expected NVFP4 codes or a plain weight)"));
   }
