@@ -1,0 +1,8 @@
+// The lane kernels for AVX2.
+#include "quant/lanes-inl.h"
+
+namespace longspur::quant {
+
+extern const LaneKernels kLanesAvx2 = {"avx2", gptq, refine, subtract_rows};
+
+}  // namespace longspur::quant

@@ -1,0 +1,8 @@
+// The lane kernels for AVX-512.
+#include "quant/lanes-inl.h"
+
+namespace longspur::quant {
+
+extern const LaneKernels kLanesAvx512 = {"avx512", gptq, refine, subtract_rows};
+
+}  // namespace longspur::quant

@@ -1,0 +1,8 @@
+// The lane kernels for any processor.
+#include "quant/lanes-inl.h"
+
+namespace longspur::quant {
+
+extern const LaneKernels kLanesPlain = {"plain", gptq, refine, subtract_rows};
+
+}  // namespace longspur::quant
