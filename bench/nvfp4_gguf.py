@@ -61,8 +61,11 @@ def quantize(w: np.ndarray, rule: str) -> tuple[np.ndarray, np.ndarray, np.float
             best = [codes, scale, error]
             continue
         better = error < best[2]
-        best = [np.where(better[..., None], codes, best[0]), np.where(better, scale, best[1]),
-                np.minimum(error, best[2])]
+        best = [
+            np.where(better[..., None], codes, best[0]),
+            np.where(better, scale, best[1]),
+            np.minimum(error, best[2]),
+        ]
     return best[0].astype(np.uint8), best[1].astype(np.uint8), multiplier
 
 
@@ -102,8 +105,9 @@ def main() -> None:
             continue
         w = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
         codes, scales, multiplier = quantize(w, args.rule)
-        writer.add_tensor(tensor.name, blocks(codes, scales),
-                          raw_dtype=gguf.GGMLQuantizationType.NVFP4)
+        writer.add_tensor(
+            tensor.name, blocks(codes, scales), raw_dtype=gguf.GGMLQuantizationType.NVFP4
+        )
         name = tensor.name.removesuffix(".weight") + ".scale"
         writer.add_tensor(name, np.array([multiplier], dtype=np.float32))
     writer.write_header_to_file()
