@@ -2,8 +2,9 @@
 // computes (W diag(s)) (x / s), and 1 / s is folded into whatever makes x (a norm's weight, the
 // rows of a linear layer).
 //
-//   AWQ          s = mean|x|^a, of unit geometric mean
-//   SmoothQuant  s = max|x|^a / max|W|^(1 - a), likewise
+//   AWQ          s = mean|x|^a
+//   SmoothQuant  s = max|x|^a / max|W|^(1 - a)
+// (each divided by its geometric mean, which the block and tensor scales would absorb)
 // with a from a grid, by the error of the product's output on a sample of the calibration text,
 // computed with weights (and inputs, for W4A4) rounded as they will be.
 //
@@ -11,7 +12,6 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
 #include <span>
 #include <vector>
 

@@ -324,6 +324,14 @@ void refine(const RefineArgs& args) {
   }
 }
 
+void multiply(float* out, const float* in, const float* m, int64_t k, int64_t columns) {
+  for (int64_t i = 0; i < k; i += kBlock) {
+    F32 rows[kBlock];
+    for (int j = 0; j < kBlock; ++j) rows[j] = load(in + (i + j) * kLanes);
+    add_rows<1>(out, rows, m + i * columns, columns, 0, columns);
+  }
+}
+
 void subtract_rows(
     double* c, const double* a, const double* b, int64_t ldb, int64_t depth, int64_t n) {
   constexpr int kColumns = 32;

@@ -51,6 +51,9 @@ struct LaneKernels {
   const char* name;
   void (*gptq)(const GptqArgs& args);
   void (*refine)(const RefineArgs& args);
+  // out[j] += sum over i < k of in[i] * m[i, j], j < columns, k a multiple of 16. in: [K, lanes];
+  // out: [columns, lanes]
+  void (*multiply)(float* out, const float* in, const float* m, int64_t k, int64_t columns);
   // c[i] -= sum over t < depth of a[t] * b[t * ldb + i], i < n.
   void (*subtract_rows)(
       double* c, const double* a, const double* b, int64_t ldb, int64_t depth, int64_t n);

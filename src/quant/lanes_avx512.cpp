@@ -3,6 +3,6 @@
 
 namespace longspur::quant {
 
-extern const LaneKernels kLanesAvx512 = {"avx512", gptq, refine, subtract_rows};
+extern const LaneKernels kLanesAvx512 = {"avx512", gptq, refine, multiply, subtract_rows};
 
 }  // namespace longspur::quant
