@@ -3,8 +3,11 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
+#include "bindings/nvfp4_qat.h"
 #include "ops/attention.h"
 #include "ops/attention_autograd.h"
+#include "ops/nvfp4.h"
+#include "ops/nvfp4_autograd.h"
 
 namespace longspur {
 
@@ -42,8 +45,90 @@ std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& q,
       q, k, v, cu_seqlens_q, cu_seqlens_k, {max_seqlen_q, max_seqlen_k, causal, scale});
 }
 
+struct DispatchedNvfp4 {
+  template <class... Args>
+  static at::Tensor fake_quantize(const Args&... args) {
+    static const auto op =
+        find<decltype(ops::nvfp4_fake_quantize_forward)>("longspur::nvfp4_fake_quantize");
+    return op.call(args...);
+  }
+  template <class... Args>
+  static at::Tensor linear(const Args&... args) {
+    static const auto op = find<decltype(ops::nvfp4_linear_forward)>("longspur::nvfp4_linear");
+    return op.call(args...);
+  }
+  template <class... Args>
+  static at::Tensor linear_backward(const Args&... args) {
+    static const auto op =
+        find<decltype(ops::nvfp4_linear_backward)>("longspur::nvfp4_linear_backward");
+    return op.call(args...);
+  }
+  static at::Tensor linear_qat(const at::Tensor& x,
+                               const at::Tensor& weight,
+                               const std::optional<at::Tensor>& bias,
+                               const ops::Nvfp4QatOptions& o) {
+    static const auto op = find<decltype(nvfp4_linear_qat<ops::nvfp4_linear_qat_forward>)>(
+        "longspur::nvfp4_linear_qat");
+    return op.call(x, weight, bias, o.activation_rule, o.weight_rule, o.gradient_rule, o.metric,
+                   o.tile_2d, o.gradient_rounding, o.quantize_dgrad, o.quantize_wgrad, o.hadamard,
+                   o.per_row, o.seed);
+  }
+  static std::tuple<at::Tensor, at::Tensor> linear_qat_backward(const at::Tensor& grad,
+                                                                const at::Tensor& x,
+                                                                const at::Tensor& weight,
+                                                                const ops::Nvfp4QatOptions& o) {
+    static const auto op =
+        find<decltype(nvfp4_linear_qat_backward<ops::nvfp4_linear_qat_backward>)>(
+            "longspur::nvfp4_linear_qat_backward");
+    return op.call(grad, x, weight, o.activation_rule, o.weight_rule, o.gradient_rule, o.metric,
+                   o.tile_2d, o.gradient_rounding, o.quantize_dgrad, o.quantize_wgrad, o.hadamard,
+                   o.per_row, o.seed);
+  }
+};
+
+at::Tensor nvfp4_fake_quantize(const at::Tensor& x,
+                               const std::optional<at::Tensor>& amax,
+                               std::string_view rule,
+                               std::string_view metric,
+                               bool tile_2d,
+                               std::string_view rounding,
+                               int64_t seed,
+                               bool per_row,
+                               int64_t scale_bound,
+                               const std::optional<at::Tensor>& importance) {
+  return ops::Nvfp4FakeQuantizeFunction<DispatchedNvfp4>::apply(
+      x, amax, rule, metric, tile_2d, rounding, seed, per_row, scale_bound, importance);
+}
+
+at::Tensor nvfp4_linear(const at::Tensor& x,
+                        const at::Tensor& codes,
+                        const at::Tensor& block_scales,
+                        const at::Tensor& tensor_scale,
+                        const std::optional<at::Tensor>& bias,
+                        std::optional<std::string_view> activations,
+                        std::string_view activation_metric) {
+  return ops::Nvfp4LinearFunction<DispatchedNvfp4>::apply(x, codes, block_scales, tensor_scale,
+                                                          bias, activations, activation_metric);
+}
+
+at::Tensor nvfp4_qat(const at::Tensor& x,
+                     const at::Tensor& weight,
+                     const std::optional<at::Tensor>& bias,
+                     const ops::Nvfp4QatOptions& options) {
+  return ops::Nvfp4QatFunction<DispatchedNvfp4>::apply(x, weight, bias, options);
+}
+
 }  // namespace
 
-TORCH_LIBRARY_IMPL(longspur, Autograd, m) { m.impl("attention", TORCH_FN(attention)); }
+TORCH_LIBRARY_IMPL(longspur, Autograd, m) {
+  m.impl("attention", TORCH_FN(attention));
+  // Codes and scales are steps of their inputs: no gradient goes through (nvfp4_fake_quantize has
+  // the straight-through one).
+  m.impl("nvfp4_quantize", torch::CppFunction::makeFallthrough());
+  m.impl("nvfp4_dequantize", torch::CppFunction::makeFallthrough());
+  m.impl("nvfp4_fake_quantize", TORCH_FN(nvfp4_fake_quantize));
+  m.impl("nvfp4_linear", TORCH_FN(nvfp4_linear));
+  m.impl("nvfp4_linear_qat", TORCH_FN(nvfp4_linear_qat<nvfp4_qat>));
+}
 
 }  // namespace longspur

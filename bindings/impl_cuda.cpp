@@ -1,13 +1,23 @@
 // The operations on CUDA tensors: each is the function of ops/, which chooses the implementation.
 #include <torch/library.h>
 
+#include "bindings/nvfp4_qat.h"
 #include "ops/attention.h"
+#include "ops/nvfp4.h"
 
 namespace longspur {
 
 TORCH_LIBRARY_IMPL(longspur, CUDA, m) {
   m.impl("attention", TORCH_FN(ops::attention_forward));
   m.impl("attention_backward", TORCH_FN(ops::attention_backward));
+  m.impl("nvfp4_quantize", TORCH_FN(ops::nvfp4_quantize));
+  m.impl("nvfp4_dequantize", TORCH_FN(ops::nvfp4_dequantize));
+  m.impl("nvfp4_fake_quantize", TORCH_FN(ops::nvfp4_fake_quantize_forward));
+  m.impl("nvfp4_linear", TORCH_FN(ops::nvfp4_linear_forward));
+  m.impl("nvfp4_linear_backward", TORCH_FN(ops::nvfp4_linear_backward));
+  m.impl("nvfp4_linear_qat", TORCH_FN(nvfp4_linear_qat<ops::nvfp4_linear_qat_forward>));
+  m.impl("nvfp4_linear_qat_backward",
+         TORCH_FN(nvfp4_linear_qat_backward<ops::nvfp4_linear_qat_backward>));
 }
 
 }  // namespace longspur

@@ -13,4 +13,33 @@ TORCH_LIBRARY(longspur, m) {
       "Tensor out, Tensor lse, Tensor cu_seqlens_q, Tensor cu_seqlens_k, int max_seqlen_q, "
       "int max_seqlen_k, bool causal=True, float? scale=None) -> (Tensor dq, Tensor dk, Tensor "
       "dv)");
+  m.def(
+      "nvfp4_quantize(Tensor x, Tensor? amax=None, str rule=\"four_over_six\", str metric=\"mse\", "
+      "bool tile_2d=False, str rounding=\"nearest\", int seed=0, bool per_row=False, "
+      "int scale_bound=0, Tensor? importance=None, bool hadamard=False, bool transpose=False, "
+      "bool swizzle=False) -> (Tensor codes, Tensor block_scales, Tensor tensor_scale)");
+  m.def(
+      "nvfp4_dequantize(Tensor codes, Tensor block_scales, Tensor tensor_scale, ScalarType dtype, "
+      "bool swizzle=False) -> Tensor");
+  m.def(
+      "nvfp4_fake_quantize(Tensor x, Tensor? amax=None, str rule=\"four_over_six\", "
+      "str metric=\"mse\", bool tile_2d=False, str rounding=\"nearest\", int seed=0, "
+      "bool per_row=False, int scale_bound=0, Tensor? importance=None) -> Tensor");
+  m.def(
+      "nvfp4_linear(Tensor x, Tensor codes, Tensor block_scales, Tensor tensor_scale, "
+      "Tensor? bias=None, str? activations=None, str activation_metric=\"mse\") -> Tensor");
+  m.def(
+      "nvfp4_linear_backward(Tensor grad, Tensor codes, Tensor block_scales, Tensor tensor_scale) "
+      "-> Tensor");
+  m.def(
+      "nvfp4_linear_qat(Tensor x, Tensor weight, Tensor? bias=None, "
+      "str? activation_rule=\"four_over_six\", str? weight_rule=\"four_over_six\", "
+      "str? gradient_rule=\"four_over_six\", str metric=\"mse\", bool tile_2d=False, "
+      "str gradient_rounding=\"stochastic_unbiased\", bool quantize_dgrad=True, "
+      "bool quantize_wgrad=True, bool hadamard=True, bool per_row=True, int seed=0) -> Tensor");
+  m.def(
+      "nvfp4_linear_qat_backward(Tensor grad, Tensor x, Tensor weight, str? activation_rule, "
+      "str? weight_rule, str? gradient_rule, str metric, bool tile_2d, str gradient_rounding, "
+      "bool quantize_dgrad, bool quantize_wgrad, bool hadamard, bool per_row, int seed) "
+      "-> (Tensor dx, Tensor dw)");
 }

@@ -14,8 +14,18 @@ std::string shown(c10::SymIntArrayRef shape) {
   return text + "]";
 }
 
-// "float32" as Python shows it.
-std::string_view shown(at::ScalarType dtype) {
+}  // namespace
+
+// Not torch's operator<<: a stream of ours in torch's code needs both to use one copy of the C++
+// library, which a toolchain that links it statically does not give.
+std::string shown_size(const c10::SymInt& size) {
+  const std::optional<int64_t> known = size.maybe_as_int();
+  return known ? std::to_string(*known) : size.toSymNode()->str();
+}
+
+std::string shown_shape(const at::Tensor& tensor) { return shown(tensor.sym_sizes()); }
+
+std::string_view shown_dtype(at::ScalarType dtype) {
   switch (dtype) {
     case at::kFloat:
       return "float32";
@@ -29,21 +39,14 @@ std::string_view shown(at::ScalarType dtype) {
       return "int32";
     case at::kLong:
       return "int64";
+    case at::kByte:
+      return "uint8";
+    case at::kFloat8_e4m3fn:
+      return "float8_e4m3fn";
     default:
       return c10::toString(dtype);
   }
 }
-
-}  // namespace
-
-// Not torch's operator<<: a stream of ours in torch's code needs both to use one copy of the C++
-// library, which a toolchain that links it statically does not give.
-std::string shown_size(const c10::SymInt& size) {
-  const std::optional<int64_t> known = size.maybe_as_int();
-  return known ? std::to_string(*known) : size.toSymNode()->str();
-}
-
-std::string shown_shape(const at::Tensor& tensor) { return shown(tensor.sym_sizes()); }
 
 void check_dim(std::string_view op,
                std::string_view name,
@@ -68,15 +71,16 @@ void check_dtype(std::string_view op,
                  std::string_view name,
                  const at::Tensor& tensor,
                  at::ScalarType dtype) {
-  require(tensor.scalar_type() == dtype, op, ": ", name, ": found ", shown(tensor.scalar_type()),
-          ", expected ", shown(dtype));
+  require(tensor.scalar_type() == dtype, op, ": ", name, ": found ",
+          shown_dtype(tensor.scalar_type()), ", expected ", shown_dtype(dtype));
 }
 
 void check_floating(std::string_view op, std::string_view name, const at::Tensor& tensor) {
   const at::ScalarType dtype = tensor.scalar_type();
   require(
       dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf || dtype == at::kDouble,
-      op, ": ", name, ": found ", shown(dtype), ", expected float32, bfloat16, float16 or float64");
+      op, ": ", name, ": found ", shown_dtype(dtype),
+      ", expected float32, bfloat16, float16 or float64");
 }
 
 void check_like(std::string_view op,
@@ -85,10 +89,19 @@ void check_like(std::string_view op,
                 std::string_view other_name,
                 const at::Tensor& other) {
   require(tensor.scalar_type() == other.scalar_type(), op, ": ", name, ": found ",
-          shown(tensor.scalar_type()), ", expected ", shown(other.scalar_type()), " as ",
-          other_name, " has");
-  require(tensor.device() == other.device(), op, ": ", name, ": found on ", tensor.device().str(),
-          ", expected on ", other.device().str(), " as ", other_name, " is");
+          shown_dtype(tensor.scalar_type()), ", expected ", shown_dtype(other.scalar_type()),
+          " as ", other_name, " has");
+  check_device(op, name, tensor, other_name, other);
+}
+
+void check_device(std::string_view op,
+                  std::string_view name,
+                  const at::Tensor& tensor,
+                  std::string_view other_name,
+                  const at::Tensor& other) {
+  if (tensor.device() == other.device()) return;
+  throw Error(concat(op, ": ", name, ": found on ", tensor.device().str(), ", expected on ",
+                     other.device().str(), " as ", other_name, " is"));
 }
 
 void check_at_least(std::string_view op, std::string_view name, int64_t value, int64_t least) {

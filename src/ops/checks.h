@@ -11,7 +11,8 @@
 namespace longspur::ops {
 
 std::string shown_size(const c10::SymInt& size);
-std::string shown_shape(const at::Tensor& tensor);  // "[3, 4]"
+std::string shown_shape(const at::Tensor& tensor);   // "[3, 4]"
+std::string_view shown_dtype(at::ScalarType dtype);  // "float32", as Python shows it
 
 void check_dim(std::string_view op,
                std::string_view name,
@@ -35,6 +36,11 @@ void check_like(std::string_view op,
                 const at::Tensor& tensor,
                 std::string_view other_name,
                 const at::Tensor& other);
+void check_device(std::string_view op,
+                  std::string_view name,
+                  const at::Tensor& tensor,
+                  std::string_view other_name,
+                  const at::Tensor& other);
 void check_at_least(std::string_view op, std::string_view name, int64_t value, int64_t least);
 
 // int32 [B + 1], on the CPU or on data's device.
