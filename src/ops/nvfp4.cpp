@@ -29,8 +29,8 @@ Nvfp4QuantizeProblem make_problem(const Nvfp4QuantizeArgs& args) {
   problem.transposed = args.transpose;
   problem.k = args.transpose ? args.x.size(0) : args.x.size(-1);
   problem.rows = problem.k == 0 ? 0 : args.x.numel() / problem.k;
-  problem.x = with_contiguous_rows(args.transpose ? args.x
-                                                  : args.x.reshape({problem.rows, problem.k}));
+  problem.x =
+      with_contiguous_rows(args.transpose ? args.x : args.x.reshape({problem.rows, problem.k}));
   const auto options = args.x.options().dtype(at::kFloat);
   if (args.amax) problem.amax = args.amax->to(options).abs().contiguous();
   if (args.importance) problem.importance = args.importance->to(options).contiguous();
@@ -95,8 +95,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> nvfp4_quantize(
     bool hadamard,
     bool transpose,
     bool swizzle) {
-  const Nvfp4QuantizeArgs args{x,       amax,        rule,       metric,   tile_2d,   rounding, seed,
-                               per_row, scale_bound, importance, hadamard, transpose, swizzle};
+  const Nvfp4QuantizeArgs args{x,        amax,      rule,    metric,      tile_2d,
+                               rounding, seed,      per_row, scale_bound, importance,
+                               hadamard, transpose, swizzle};
   check_nvfp4_quantize(args);
   const Nvfp4Tensors result = nvfp4_quantize_outputs(args);
   const auto& [codes, scales, tensor_scale] = result;

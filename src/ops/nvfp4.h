@@ -1,5 +1,5 @@
-// NVFP4 as torch operations: quantise, dequantise, linear layers. The formulas and every special case are those of
-// kernels/nvfp4/api.h.
+// NVFP4 as torch operations: quantise, dequantise, linear layers. The formulas and every special
+// case are those of kernels/nvfp4/api.h.
 //
 // x [..., K]: float32, bfloat16 or float16; K a multiple of 16. Leading dimensions count as rows.
 // codes uint8 [..., K / 2], low nibble first; block_scales float8_e4m3fn [..., K / 16];
@@ -45,8 +45,8 @@ at::Tensor nvfp4_dequantize(const at::Tensor& codes,
                             at::ScalarType dtype,
                             bool swizzle = false);
 
-// x with its values rounded to NVFP4 and back: nvfp4_dequantize of nvfp4_quantize, in x's dtype. The
-// gradient goes through unchanged (straight-through); _forward has none.
+// x with its values rounded to NVFP4 and back: nvfp4_dequantize of nvfp4_quantize, in x's dtype.
+// The gradient goes through unchanged (straight-through); _forward has none.
 at::Tensor nvfp4_fake_quantize(const at::Tensor& x,
                                const std::optional<at::Tensor>& amax = std::nullopt,
                                std::string_view rule = "four_over_six",

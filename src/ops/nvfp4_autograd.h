@@ -121,8 +121,7 @@ inline void save_qat_options(ska::flat_hash_map<std::string, at::IValue>& saved,
   saved["seed"] = options.seed;
 }
 
-inline Nvfp4QatOptions restored_qat_options(
-    ska::flat_hash_map<std::string, at::IValue>& saved) {
+inline Nvfp4QatOptions restored_qat_options(ska::flat_hash_map<std::string, at::IValue>& saved) {
   const auto rule = [&](const char* name) {
     const at::IValue& value = saved[name];
     return value.isNone() ? std::nullopt : std::optional<std::string_view>(value.toStringView());

@@ -1,4 +1,5 @@
-// The implementations of NVFP4's operations, best first; each says what it accepts. Private to ops/.
+// The implementations of NVFP4's operations, best first; each says what it accepts. Private to
+// ops/.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -38,8 +38,8 @@ void run(const Nvfp4LinearProblem& problem) {
                                problem.x.size(0))
           : nvfp4_plain_factor(problem.x, dtype);
   for_each_slice(problem.codes, [&](int64_t begin, int64_t rows) {
-    const Nvfp4Factor w = nvfp4_coded_factor(problem.codes, problem.scales, problem.tensor_scale,
-                                             dtype, begin, rows);
+    const Nvfp4Factor w =
+        nvfp4_coded_factor(problem.codes, problem.scales, problem.tensor_scale, dtype, begin, rows);
     at::Tensor y = nvfp4_product(x, w);
     if (problem.bias.defined()) y.add_(problem.bias.narrow(0, begin, rows));
     problem.out.narrow(1, begin, rows).copy_(y);

@@ -34,9 +34,8 @@ Nvfp4Factor nvfp4_coded_factor(const at::Tensor& codes,
 }
 
 at::Tensor nvfp4_product(const Nvfp4Factor& a, const Nvfp4Factor& b) {
-  at::Tensor y = a.values.scalar_type() == at::kFloat
-                     ? at::mm(a.values, b.values.t())
-                     : at::mm(a.values, b.values.t(), at::kFloat);
+  at::Tensor y = a.values.scalar_type() == at::kFloat ? at::mm(a.values, b.values.t())
+                                                      : at::mm(a.values, b.values.t(), at::kFloat);
   if (a.multiplier.defined()) y.mul_(a.multiplier.unsqueeze(1));
   if (b.multiplier.defined()) y.mul_(b.multiplier);
   return y;

@@ -21,7 +21,8 @@ at::ScalarType nvfp4_factor_dtype(const at::Tensor& x);
 
 // x itself.
 Nvfp4Factor nvfp4_plain_factor(const at::Tensor& x, at::ScalarType dtype);
-// Rows [begin, begin + rows) of a quantised matrix: codes and scales uint8, tensor_scale [1] or [N].
+// Rows [begin, begin + rows) of a quantised matrix: codes and scales uint8, tensor_scale [1] or
+// [N].
 Nvfp4Factor nvfp4_coded_factor(const at::Tensor& codes,
                                const at::Tensor& scales,
                                const at::Tensor& tensor_scale,

@@ -30,18 +30,19 @@ at::Tensor padded(const at::Tensor& x, bool rows, bool columns) {
 
 // x, or its transpose, as an operand: quantised along the dimension that is summed over. Rows that
 // padding to tiles would add are left out.
-Nvfp4Factor factor(const at::Tensor& x, const FactorRecipe& recipe, std::string_view metric,
+Nvfp4Factor factor(const at::Tensor& x,
+                   const FactorRecipe& recipe,
+                   std::string_view metric,
                    at::ScalarType dtype) {
   if (!recipe.rule) {
     const at::Tensor plain = padded(x, recipe.transpose, !recipe.transpose);
     return nvfp4_plain_factor(recipe.transpose ? plain.t() : plain, dtype);
   }
-  const at::Tensor whole = padded(x, recipe.transpose || recipe.tile_2d,
-                                  !recipe.transpose || recipe.tile_2d);
-  const auto [codes, scales, tensor_scale] =
-      nvfp4_quantize(whole, std::nullopt, *recipe.rule, metric, recipe.tile_2d, recipe.rounding,
-                     recipe.seed, recipe.per_row, 0, std::nullopt, recipe.hadamard,
-                     recipe.transpose);
+  const at::Tensor whole =
+      padded(x, recipe.transpose || recipe.tile_2d, !recipe.transpose || recipe.tile_2d);
+  const auto [codes, scales, tensor_scale] = nvfp4_quantize(
+      whole, std::nullopt, *recipe.rule, metric, recipe.tile_2d, recipe.rounding, recipe.seed,
+      recipe.per_row, 0, std::nullopt, recipe.hadamard, recipe.transpose);
   return nvfp4_coded_factor(codes, scales.view(at::kByte), tensor_scale.reshape({-1}), dtype, 0,
                             x.size(recipe.transpose ? 1 : 0));
 }
@@ -51,20 +52,28 @@ struct Qat {
   at::ScalarType dtype;  // of factors
 
   Nvfp4Factor weight(const at::Tensor& w, bool transpose) const {
-    return factor(w, {.rule = options.weight_rule, .tile_2d = options.tile_2d,
-                      .transpose = transpose}, options.metric, dtype);
+    return factor(w,
+                  {.rule = options.weight_rule, .tile_2d = options.tile_2d, .transpose = transpose},
+                  options.metric, dtype);
   }
   Nvfp4Factor activation(const at::Tensor& x, bool transpose) const {
-    return factor(x, {.rule = options.activation_rule, .per_row = options.per_row,
-                      .hadamard = transpose && rotates(), .transpose = transpose},
+    return factor(x,
+                  {.rule = options.activation_rule,
+                   .per_row = options.per_row,
+                   .hadamard = transpose && rotates(),
+                   .transpose = transpose},
                   options.metric, dtype);
   }
   // The two products of the backward draw different numbers.
   Nvfp4Factor gradient(const at::Tensor& grad, bool transpose) const {
     const auto seed = static_cast<int64_t>(static_cast<uint64_t>(options.seed) * 2 + transpose);
-    return factor(grad, {.rule = options.gradient_rule, .rounding = options.gradient_rounding,
-                         .seed = seed, .per_row = options.per_row,
-                         .hadamard = transpose && rotates(), .transpose = transpose},
+    return factor(grad,
+                  {.rule = options.gradient_rule,
+                   .rounding = options.gradient_rounding,
+                   .seed = seed,
+                   .per_row = options.per_row,
+                   .hadamard = transpose && rotates(),
+                   .transpose = transpose},
                   options.metric, dtype);
   }
   // Both operands or none: a rotation cancels only against its like.
@@ -74,8 +83,11 @@ struct Qat {
 };
 
 // x as the forward saw it, in x's own dtype.
-at::Tensor as_seen(const at::Tensor& x, std::optional<std::string_view> rule, bool tile_2d,
-                   bool per_row, std::string_view metric) {
+at::Tensor as_seen(const at::Tensor& x,
+                   std::optional<std::string_view> rule,
+                   bool tile_2d,
+                   bool per_row,
+                   std::string_view metric) {
   if (!rule) return x;
   const at::Tensor whole = padded(x, tile_2d, false);
   return nvfp4_fake_quantize_forward(whole, std::nullopt, *rule, metric, tile_2d, "nearest", 0,
@@ -117,8 +129,8 @@ std::tuple<at::Tensor, at::Tensor> nvfp4_linear_qat_backward(const at::Tensor& g
   if (options.quantize_dgrad) {
     dx.copy_(nvfp4_product(qat.gradient(g, false), qat.weight(weight, true)).view(x.sizes()));
   } else {
-    const at::Tensor w = as_seen(weight, options.weight_rule, options.tile_2d, false,
-                                 options.metric);
+    const at::Tensor w =
+        as_seen(weight, options.weight_rule, options.tile_2d, false, options.metric);
     dx.copy_(at::mm(g, w.to(g.scalar_type())).view(x.sizes()));
   }
   if (options.quantize_wgrad) {

@@ -57,7 +57,8 @@ void check_per_row(std::string_view op,
                    const SymShape& rows) {
   if (is_scalar(tensor) || is_single(tensor) || same_shape(tensor, rows)) return;
   std::string expected;
-  for (const c10::SymInt& size : rows) expected += (expected.empty() ? "" : ", ") + shown_size(size);
+  for (const c10::SymInt& size : rows)
+    expected += (expected.empty() ? "" : ", ") + shown_size(size);
   throw Error(concat(op, ": ", name, ": found shape ", shown_shape(tensor), ", expected [] or [",
                      expected, "], one a row"));
 }
@@ -151,10 +152,10 @@ Nvfp4Tensors nvfp4_quantize_outputs(const Nvfp4QuantizeArgs& args) {
   const c10::SymInt k = shape.back();
   const SymShape scales = args.swizzle ? swizzled(shape.front(), k / 16) : with_last(shape, k / 16);
   const auto options = args.x.options();
-  return {at::empty_symint(with_last(shape, k / 2), options.dtype(at::kByte)),
-          at::empty_symint(scales, options.dtype(at::kFloat8_e4m3fn)),
-          at::empty_symint(row_scales(args) ? rows_of(shape) : SymShape{},
-                           options.dtype(at::kFloat))};
+  return {
+      at::empty_symint(with_last(shape, k / 2), options.dtype(at::kByte)),
+      at::empty_symint(scales, options.dtype(at::kFloat8_e4m3fn)),
+      at::empty_symint(row_scales(args) ? rows_of(shape) : SymShape{}, options.dtype(at::kFloat))};
 }
 
 void check_nvfp4_operand(std::string_view op, const Nvfp4Operand& operand) {
@@ -170,10 +171,10 @@ void check_nvfp4_operand(std::string_view op, const Nvfp4Operand& operand) {
   require(scales.scalar_type() == at::kFloat8_e4m3fn || scales.scalar_type() == at::kByte, op,
           ": block_scales: found ", shown_dtype(scales.scalar_type()),
           ", expected float8_e4m3fn, or its bytes as uint8");
-  check_shape(op, "block_scales", scales,
-              swizzle ? swizzled(shape.front(), shape.back() / 8)
-                      : with_last(shape, shape.back() / 8),
-              swizzle ? "tiles of 128 rows and 4 scales" : "[..., K / 16]");
+  check_shape(
+      op, "block_scales", scales,
+      swizzle ? swizzled(shape.front(), shape.back() / 8) : with_last(shape, shape.back() / 8),
+      swizzle ? "tiles of 128 rows and 4 scales" : "[..., K / 16]");
   check_dtype(op, "tensor_scale", tensor_scale, at::kFloat);
   check_per_row(op, "tensor_scale", tensor_scale, rows_of(shape));
   check_device(op, "block_scales", scales, "codes", codes);
@@ -239,7 +240,8 @@ void check_nvfp4_linear_qat(const Nvfp4QatArgs& args) {
   const c10::SymInt k = args.weight.sym_size(1);
   if (k % kernels::nvfp4::kBlock != 0 || args.x.sym_size(-1) != k) {
     throw Error(concat(kQat, ": found x ", shown_shape(args.x), " and weight ",
-                       shown_shape(args.weight), ", expected [..., K] and [N, K] with K a multiple "
+                       shown_shape(args.weight),
+                       ", expected [..., K] and [N, K] with K a multiple "
                        "of 16"));
   }
   check_device(kQat, "weight", args.weight, "x", args.x);

@@ -100,7 +100,7 @@ at::Tensor stochastic_codes(const at::Tensor& x, const at::Tensor& uniform) {
 
 // Values of magnitude codes.
 at::Tensor code_values(const at::Tensor& codes) {
-  const at::Tensor low = codes * 0.5;                         // 0 .. 1.5, and 2 of code 4
+  const at::Tensor low = codes * 0.5;                               // 0 .. 1.5, and 2 of code 4
   const at::Tensor middle = codes - 2.0, high = codes * 2.0 - 8.0;  // 2 .. 4, 4 and 6
   return at::where(codes <= 4.0, low, at::where(codes <= 6.0, middle, high));
 }
@@ -131,9 +131,9 @@ at::Tensor philox_uniforms(uint64_t seed, int64_t count, const at::Tensor& like)
 
 // What is quantised, and what its amax fixes. All but x broadcast to [G, C].
 struct Encoding {
-  at::Tensor x;       // [G, C, E], zero in blocks that are not finite
-  at::Tensor bad;     // blocks that are not finite
-  at::Tensor weight;  // [C, E] or undefined
+  at::Tensor x;                    // [G, C, E], zero in blocks that are not finite
+  at::Tensor bad;                  // blocks that are not finite
+  at::Tensor weight;               // [C, E] or undefined
   at::Tensor amax, top, enc, dec;  // enc of the block scales, dec of the elements
 };
 
@@ -146,11 +146,9 @@ at::Tensor inverse(const Encoding& e, const at::Tensor& scale) {
 at::Tensor block_errors(const Encoding& e, kernel::Metric metric, const at::Tensor& scale) {
   const at::Tensor values = code_values(nearest_codes(e.x * inverse(e, scale).unsqueeze(-1)));
   const at::Tensor signed_values = at::where(e.x < 0.0, -values, values);
-  const at::Tensor decoded =
-      signed_values * scale.unsqueeze(-1) * e.amax.unsqueeze(-1) / e.top;
+  const at::Tensor decoded = signed_values * scale.unsqueeze(-1) * e.amax.unsqueeze(-1) / e.top;
   const at::Tensor difference = decoded - e.x;
-  at::Tensor error =
-      metric == kernel::Metric::kMse ? difference * difference : difference.abs();
+  at::Tensor error = metric == kernel::Metric::kMse ? difference * difference : difference.abs();
   if (e.weight.defined()) error = error * e.weight;
   if (metric == kernel::Metric::kAbsMax) return error.amax(-1);
   at::Tensor sum = at::zeros_like(scale);
@@ -164,10 +162,9 @@ std::vector<at::Tensor> candidates(kernel::Rule rule, const at::Tensor& bmax, co
   const at::Tensor b = bmax / constant(6, bmax) * e.enc, plain = e4m3_codes(b);
   if (rule == kernel::Rule::kStatic6) return {plain};
   if (rule == kernel::Rule::kFourOverSix) return {plain, e4m3_codes(b * 1.5)};
-  const std::vector<int> offsets =
-      rule == kernel::Rule::kSweep
-          ? std::vector<int>{0, -1, 1, 4, 5}
-          : std::vector<int>{0, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7};
+  const std::vector<int> offsets = rule == kernel::Rule::kSweep
+                                       ? std::vector<int>{0, -1, 1, 4, 5}
+                                       : std::vector<int>{0, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7};
   std::vector<at::Tensor> codes;
   for (const int offset : offsets)
     codes.push_back((plain + offset).clamp(0, int{kernel::kE4m3MaxCode}));
@@ -261,9 +258,9 @@ void dequantize(const Nvfp4DequantizeProblem& problem) {
   const at::Tensor high = at::__rshift__(problem.codes, 4);
   const at::Tensor codes = at::stack({low, high}, -1).to(at::kInt);
   const at::Tensor scale = e4m3_values(at::bitwise_and(problem.scales, 0x7f));
-  const at::Tensor blocks = table.index_select(0, codes.reshape({-1}))
-                                .view({problem.rows, problem.k / kBlock, kBlock}) *
-                            scale.unsqueeze(-1);
+  const at::Tensor blocks =
+      table.index_select(0, codes.reshape({-1})).view({problem.rows, problem.k / kBlock, kBlock}) *
+      scale.unsqueeze(-1);
   problem.out.copy_(blocks.view({problem.rows, problem.k}) * problem.tensor_scale.unsqueeze(-1));
 }
 
