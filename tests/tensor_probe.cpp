@@ -4,6 +4,7 @@
 //   tensor_probe copy PATH OUTPUT.safetensors      the same tensors in their stored types
 //   tensor_probe config PATH                       configuration and generation defaults as JSON
 //   tensor_probe metadata PATH                     GGUF keys as JSON
+//   tensor_probe convert PATH OUTPUT DIALECT       the whole model in another dialect
 //
 // PATH is a .gguf file, a .safetensors file or a folder of Hugging Face's layout.
 #include <cstdio>
@@ -14,6 +15,7 @@
 #include "base/error.h"
 #include "io/files/gguf.h"
 #include "io/files/model_config.h"
+#include "io/files/model_writer.h"
 #include "io/files/safetensors_writer.h"
 
 namespace longspur {
@@ -142,7 +144,12 @@ void run(const std::vector<std::string>& arguments) {
   if (verb == "copy" && arguments.size() == 3) return copy(arguments[1], arguments[2]);
   if (verb == "config" && arguments.size() == 2) return config(arguments[1]);
   if (verb == "metadata" && arguments.size() == 2) return metadata(arguments[1]);
-  throw UsageError("expected tensors PATH OUTPUT, copy PATH OUTPUT, config PATH or metadata PATH");
+  if (verb == "convert" && arguments.size() == 4)
+    return io::convert_model(arguments[1], arguments[2],
+                             {.dialect = io::parse_dialect(arguments[3])});
+  throw UsageError(
+      "expected tensors PATH OUTPUT, copy PATH OUTPUT, config PATH, metadata PATH or convert PATH "
+      "OUTPUT DIALECT");
 }
 
 }  // namespace

@@ -95,48 +95,24 @@ class Cursor {
   size_t at_ = 0;
 };
 
+struct TypeId {
+  uint32_t id;
+  DType dtype;
+};
+constexpr TypeId kTypeIds[] = {{0, DType::kF32},   {1, DType::kF16},   {2, DType::kQ4_0},
+                               {3, DType::kQ4_1},  {6, DType::kQ5_0},  {7, DType::kQ5_1},
+                               {8, DType::kQ8_0},  {12, DType::kQ4_K}, {13, DType::kQ5_K},
+                               {14, DType::kQ6_K}, {24, DType::kI8},   {25, DType::kI16},
+                               {26, DType::kI32},  {27, DType::kI64},  {28, DType::kF64},
+                               {30, DType::kBF16}, {40, DType::kNVFP4}};
+
 DType tensor_dtype(uint32_t id, const std::string& path, const std::string& name) {
-  switch (id) {
-    case 0:
-      return DType::kF32;
-    case 1:
-      return DType::kF16;
-    case 2:
-      return DType::kQ4_0;
-    case 3:
-      return DType::kQ4_1;
-    case 6:
-      return DType::kQ5_0;
-    case 7:
-      return DType::kQ5_1;
-    case 8:
-      return DType::kQ8_0;
-    case 12:
-      return DType::kQ4_K;
-    case 13:
-      return DType::kQ5_K;
-    case 14:
-      return DType::kQ6_K;
-    case 24:
-      return DType::kI8;
-    case 25:
-      return DType::kI16;
-    case 26:
-      return DType::kI32;
-    case 27:
-      return DType::kI64;
-    case 28:
-      return DType::kF64;
-    case 30:
-      return DType::kBF16;
-    case 40:
-      return DType::kNVFP4;
-    default:
-      throw UnsupportedError(
-          concat(path, ": tensor ", shown(name), ": found type id ", id,
-                 ", expected F32, F16, BF16, F64, I8 to I64, Q8_0, Q4_0, Q4_1, Q5_0, "
-                 "Q5_1, Q4_K, Q5_K, Q6_K or NVFP4"));
-  }
+  for (const TypeId& type : kTypeIds)
+    if (type.id == id) return type.dtype;
+  throw UnsupportedError(
+      concat(path, ": tensor ", shown(name), ": found type id ", id,
+             ", expected F32, F16, BF16, F64, I8 to I64, Q8_0, Q4_0, Q4_1, Q5_0, "
+             "Q5_1, Q4_K, Q5_K, Q6_K or NVFP4"));
 }
 
 class GgufReader final : public GgufFile {
@@ -159,6 +135,7 @@ class GgufReader final : public GgufFile {
   const std::map<std::string, GgufValue, std::less<>>& metadata() const override {
     return metadata_;
   }
+  const std::vector<StoredKey>& stored_keys() const override { return stored_keys_; }
 
  private:
   void read_header(Cursor& cursor) {
@@ -307,10 +284,13 @@ class GgufReader final : public GgufFile {
 
   void read_pair(Cursor& cursor) {
     const std::string key = cursor.name("key");
+    const int64_t begin = cursor.position();
     const auto type = cursor.read<uint32_t>("value type");
     GgufValue parsed = value(cursor, type, key);
     const bool fresh = metadata_.emplace(key, std::move(parsed)).second;
     require(fresh, path(), ": key ", shown(key), ": found twice, expected once");
+    stored_keys_.push_back(
+        {key, file_.bytes().subspan(size_t(begin), size_t(cursor.position() - begin))});
   }
 
   void read_tensor(Cursor& cursor) {
@@ -379,11 +359,18 @@ class GgufReader final : public GgufFile {
   MappedFile file_;
   uint64_t tensor_count_ = 0, keys_ = 0;
   std::map<std::string, GgufValue, std::less<>> metadata_;
+  std::vector<StoredKey> stored_keys_;
   std::vector<Pending> pending_;
   TensorTable table_;
 };
 
 }  // namespace
+
+std::optional<uint32_t> gguf_type_id(DType dtype) {
+  for (const TypeId& type : kTypeIds)
+    if (type.dtype == dtype) return type.id;
+  return std::nullopt;
+}
 
 std::unique_ptr<GgufFile> GgufFile::open(const std::string& path) {
   return std::make_unique<GgufReader>(path);

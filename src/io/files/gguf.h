@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <variant>
@@ -32,6 +34,13 @@ class GgufFile : public TensorFile {
 
   virtual const std::map<std::string, GgufValue, std::less<>>& metadata() const = 0;
 
+  // The keys in file order, each with its bytes as they stand there: value type, then value.
+  struct StoredKey {
+    std::string key;
+    std::span<const std::byte> bytes;
+  };
+  virtual const std::vector<StoredKey>& stored_keys() const = 0;
+
   // Typed look-ups. The plain form throws Error when the key is missing or has another type
   // (numeric types convert when the value fits); the form with a default throws only on wrong type.
   int64_t get_int(std::string_view key) const;
@@ -45,5 +54,8 @@ class GgufFile : public TensorFile {
   std::vector<int64_t> get_ints(std::string_view key) const;                 // empty when absent
   std::vector<double> get_floats(std::string_view key) const;                // empty when absent
 };
+
+// The number that stands for a type in a file; nullopt for types that GGUF does not have.
+std::optional<uint32_t> gguf_type_id(DType dtype);
 
 }  // namespace longspur::io

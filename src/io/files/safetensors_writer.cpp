@@ -37,9 +37,9 @@ int64_t bytes_of(const TensorToWrite& tensor) {
   return *bytes;
 }
 
-std::string header_of(std::span<const TensorToWrite> tensors,
-                      const Metadata& metadata,
-                      int64_t& bytes) {
+std::string json_header(std::span<const TensorToWrite> tensors,
+                        const Metadata& metadata,
+                        int64_t& bytes) {
   std::string text = "{";
   const auto add = [&](const std::string& name, const nlohmann::ordered_json& value) {
     if (text.size() > 1) text += ',';
@@ -80,15 +80,23 @@ std::FILE* create_beside(const std::string& path, std::string& name) {
 
 }  // namespace
 
+std::string safetensors_header(std::span<const TensorToWrite> tensors,
+                               const Metadata& metadata,
+                               int64_t& data_bytes) {
+  const std::string header = json_header(tensors, metadata, data_bytes);
+  const uint64_t length = header.size();
+  std::string text(sizeof(length), '\0');
+  std::memcpy(text.data(), &length, sizeof(length));
+  return text + header;
+}
+
 SafetensorsWriter::SafetensorsWriter(const std::string& path,
                                      std::span<const TensorToWrite> tensors,
                                      const Metadata& metadata)
     : path_(path) {
-  const std::string header = header_of(tensors, metadata, expected_);
+  const std::string header = safetensors_header(tensors, metadata, expected_);
   file_ = create_beside(path, temporary_);
-  const uint64_t length = header.size();
-  if (std::fwrite(&length, sizeof(length), 1, file_) != 1 ||
-      std::fwrite(header.data(), 1, header.size(), file_) != header.size()) {
+  if (std::fwrite(header.data(), 1, header.size(), file_) != header.size()) {
     const int error = errno;
     std::fclose(file_);
     std::remove(temporary_.c_str());

@@ -22,6 +22,12 @@ struct TensorToWrite {
 };
 using Metadata = std::map<std::string, std::string>;
 
+// What stands before the data: the length and the JSON header, padded so that data starts at a
+// multiple of 8. data_bytes: what the tensors need together, without gaps, in this order.
+std::string safetensors_header(std::span<const TensorToWrite> tensors,
+                               const Metadata& metadata,
+                               int64_t& data_bytes);
+
 void write_safetensors(const std::string& path,
                        std::span<const TensorToWrite> tensors,
                        const Metadata& metadata);
