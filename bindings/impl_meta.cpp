@@ -1,5 +1,6 @@
 // Shapes without data, for torch.compile and fake tensors: the checks and allocations of the
 // operations themselves.
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include "bindings/nvfp4_qat.h"

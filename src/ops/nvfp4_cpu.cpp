@@ -1,5 +1,8 @@
 // NVFP4 on the CPU: torch tensors to the pointers of kernels/nvfp4, rows on torch's threads.
 #include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
 
 #include "kernels/nvfp4/api.h"
 #include "ops/nvfp4_impl.h"
@@ -11,7 +14,8 @@ namespace {
 
 namespace kernel = kernels::nvfp4;
 
-// Rows of one item: whole tiles of 16, some ten thousand elements.
+// Rows of one item: whole tiles of 16, some ten thousand elements, so that what the search for the
+// largest magnitude reads is still in the cache when it is quantised.
 int64_t item_rows(int64_t k) { return std::max<int64_t>(1, (int64_t{1} << 15) / (16 * k)) * 16; }
 
 // Calls f(begin, end) for all rows, in items on any thread.
@@ -28,6 +32,22 @@ bool dequantize_accepts(const Nvfp4DequantizeProblem& problem) {
   return problem.codes.device().is_cpu();
 }
 
+// The largest magnitude of all rows; NaN if there is one that is not finite.
+float tensor_amax(const kernel::Source& source, bool hadamard) {
+  const int64_t step = item_rows(source.k);
+  std::vector<float> parts(static_cast<size_t>((source.rows + step - 1) / step));
+  for_each_rows(source.rows, source.k, [&](int64_t begin, int64_t end) {
+    parts[static_cast<size_t>(begin / step)] =
+        kernel::max_magnitude(source, hadamard, begin, end, nullptr);
+  });
+  float amax = 0;
+  for (const float part : parts) {
+    if (std::isnan(part)) return part;
+    amax = std::max(amax, part);
+  }
+  return amax;
+}
+
 void quantize(const Nvfp4QuantizeProblem& problem) {
   kernel::QuantizeArgs args;
   args.source = {problem.x.const_data_ptr(), nvfp4_dtype(problem.x), problem.rows, problem.k,
@@ -39,13 +59,23 @@ void quantize(const Nvfp4QuantizeProblem& problem) {
   args.codes = problem.codes.mutable_data_ptr<uint8_t>();
   args.scales = problem.scales.mutable_data_ptr<uint8_t>();
 
-  const at::Tensor amax = problem.amax.defined() ? problem.amax : nvfp4_amax(problem);
-  args.amax = amax.const_data_ptr<float>();
-  for_each_rows(problem.rows, problem.k,
-                [&](int64_t begin, int64_t end) { kernel::quantize_ref(args, begin, end); });
   float* const tensor_scale = problem.tensor_scale.mutable_data_ptr<float>();
-  for (int64_t i = 0; i < amax.numel(); ++i)
-    tensor_scale[i] = kernel::tensor_scale(args.amax[i], args.recipe);
+  std::vector<float> amax(static_cast<size_t>(problem.per_row ? problem.rows : 1));
+  const bool given = problem.amax.defined();
+  if (given) {
+    const float* from = problem.amax.const_data_ptr<float>();
+    std::copy(from, from + amax.size(), amax.begin());
+  } else if (!problem.per_row) {
+    amax[0] = tensor_amax(args.source, args.recipe.hadamard);
+  }
+  args.amax = amax.data();
+  for_each_rows(problem.rows, problem.k, [&](int64_t begin, int64_t end) {
+    if (!given && problem.per_row)
+      kernel::max_magnitude(args.source, args.recipe.hadamard, begin, end, amax.data() + begin);
+    kernel::quantize(args, begin, end);
+  });
+  for (size_t i = 0; i < amax.size(); ++i)
+    tensor_scale[i] = kernel::tensor_scale(amax[i], args.recipe);
 }
 
 void dequantize(const Nvfp4DequantizeProblem& problem) {
@@ -59,7 +89,7 @@ void dequantize(const Nvfp4DequantizeProblem& problem) {
   args.dtype = nvfp4_dtype(problem.out);
   args.out = problem.out.mutable_data_ptr();
   for_each_rows(problem.rows, problem.k,
-                [&](int64_t begin, int64_t end) { kernel::dequantize_ref(args, begin, end); });
+                [&](int64_t begin, int64_t end) { kernel::dequantize(args, begin, end); });
 }
 
 }  // namespace

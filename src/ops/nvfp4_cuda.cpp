@@ -63,8 +63,4 @@ std::span<const Nvfp4Implementation* const> nvfp4_device_implementations() {
   return kAll;
 }
 
-std::span<const Nvfp4LinearImplementation* const> nvfp4_device_linear_implementations() {
-  return {};
-}
-
 }  // namespace longspur::ops

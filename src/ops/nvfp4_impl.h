@@ -52,6 +52,7 @@ struct Nvfp4LinearProblem {
   // x quantised, one multiplier a row (W4A4); undefined for W4A16
   at::Tensor x_codes, x_scales, x_tensor_scale;  // [M, K / 2], [M, K / 16] uint8; [M] float32
   at::Tensor codes, scales, tensor_scale;        // [N, K / 2], [N, K / 16] uint8; [1] or [N]
+  at::Tensor given_codes, given_scales;          // the caller's own tensors, to know them again
   at::Tensor bias;                               // [N] or undefined
   at::Tensor out;                                // [M, N], contiguous
 };
@@ -65,9 +66,6 @@ std::span<const Nvfp4LinearImplementation* const> nvfp4_device_linear_implementa
 
 // Those of this build's devices, before the two above: chosen by the sources that CMake names.
 std::span<const Nvfp4Implementation* const> nvfp4_device_implementations();
-
-// Largest magnitude of x, [] or one a row; not finite where x is not.
-at::Tensor nvfp4_amax(const Nvfp4QuantizeProblem& problem);
 
 // The types that the kernels take: float32, bfloat16, float16.
 DType nvfp4_dtype(const at::Tensor& tensor);

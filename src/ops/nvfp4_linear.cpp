@@ -77,6 +77,8 @@ at::Tensor nvfp4_linear_forward(const at::Tensor& x,
   problem.codes = codes.contiguous();
   problem.scales = block_scales.view(at::kByte).contiguous();
   problem.tensor_scale = tensor_scale.reshape({-1}).contiguous();
+  problem.given_codes = codes;
+  problem.given_scales = block_scales;
   if (bias) problem.bias = bias->contiguous();
   problem.out = out.view({-1, out.size(-1)});
   if (activations) {

@@ -237,7 +237,8 @@ at::Tensor values(const Nvfp4QuantizeProblem& problem) {
 void quantize(const Nvfp4QuantizeProblem& problem) {
   const kernel::Recipe& recipe = problem.recipe;
   const at::Tensor x = values(problem);
-  at::Tensor amax = problem.amax.defined() ? problem.amax : nvfp4_amax(problem);
+  at::Tensor amax = problem.amax;
+  if (!amax.defined()) amax = problem.per_row ? x.abs().amax(1) : x.abs().max();
   if (problem.per_row) amax = amax.view({-1, 1});
   const Encoding e = encoding_of(problem, x, amax);
   const at::Tensor scales = choose_scales(e, recipe);
@@ -265,11 +266,6 @@ void dequantize(const Nvfp4DequantizeProblem& problem) {
 }
 
 }  // namespace
-
-at::Tensor nvfp4_amax(const Nvfp4QuantizeProblem& problem) {
-  const at::Tensor x = values(problem).abs();
-  return problem.per_row ? x.amax(1) : x.max();
-}
 
 const Nvfp4Implementation kNvfp4Torch = {"torch", quantize_accepts, quantize, dequantize_accepts,
                                          dequantize};
