@@ -76,17 +76,33 @@ __device__ inline void rotate(float (&x)[kBlock]) {
     x[k] = __bfloat162float(__float2bfloat16_rn(__fmul_rn(x[k], 0.25f)));
 }
 
+// What one amax fixes. usual: products of it with codes and scales are far from the ends of fp32,
+// so that quotient() is exact.
 struct Encoding {
-  float amax, top, enc, dec;
+  float amax, top, inverse_top, enc, dec;
+  bool usual;
 };
 
 __device__ inline float encode_factor(float top, float amax) {
   return amax == 0 ? 1.0f : fminf(__fdiv_rn(top, amax), FLT_MAX);
 }
 
+__device__ inline bool usual_amax(float amax) { return amax > 0x1p-60f && amax < 0x1p60f; }
+
 __device__ inline Encoding encoding_of(float amax, const Rules& rules) {
-  return {amax, rules.top, encode_factor(rules.target, amax),
-          __fdiv_rn(1.0f, encode_factor(rules.top, amax))};
+  return {amax,
+          rules.top,
+          __frcp_rn(rules.top),
+          encode_factor(rules.target, amax),
+          __fdiv_rn(1.0f, encode_factor(rules.top, amax)),
+          usual_amax(amax)};
+}
+
+// a / b correctly rounded, from 1 / b correctly rounded, where neither the quotient nor a's last
+// place is near the smallest numbers (Markstein).
+__device__ inline float quotient(float a, float b, float inverse_of_b) {
+  const float q = __fmul_rn(a, inverse_of_b);
+  return __fmaf_rn(__fmaf_rn(-q, b, a), inverse_of_b, q);
 }
 
 __device__ inline float inverse(const Encoding& e, uint32_t scale) {
@@ -101,10 +117,13 @@ __device__ inline int candidate_count(Rule rule) {
                                     : 1;
 }
 
-// The i-th scale code tried for a block with largest magnitude bmax.
-__device__ inline uint32_t candidate(Rule rule, int i, float bmax, float enc) {
-  if (rule == Rule::kStatic4) return e4m3_encode(__fmul_rn(__fdiv_rn(bmax, 4.0f), enc));
-  const float b = __fmul_rn(__fdiv_rn(bmax, 6.0f), enc);
+// b of api.h for a block with largest magnitude bmax.
+__device__ inline float scale_aim(Rule rule, float bmax, float enc) {
+  return __fmul_rn(rule == Rule::kStatic4 ? __fmul_rn(bmax, 0.25f) : __fdiv_rn(bmax, 6.0f), enc);
+}
+
+// The i-th scale code tried.
+__device__ inline uint32_t candidate(Rule rule, int i, float b) {
   if (rule == Rule::kFourOverSix && i == 1) return e4m3_encode(__fmul_rn(b, 1.5f));
   const int plain = e4m3_encode(b);
   if (rule != Rule::kSweep && rule != Rule::kFullSweep) return uint32_t(plain);
@@ -116,7 +135,18 @@ __device__ inline uint32_t candidate(Rule rule, int i, float bmax, float enc) {
   return uint32_t(min(max(plain + offset, 0), int(kE4m3MaxCode)));
 }
 
+// The E2M1 value nearest to x, as e2m1_encode rounds: adding 1.5 * 2^22 steps of the grid and
+// taking them away again.
+__device__ inline float e2m1_round(float x) {
+  const float binade =
+      fmaxf(__uint_as_float(__float_as_uint(x) & kInfinityBits), 1.0f);  // at least 1: step 0.5
+  const float magic = __fmul_rn(binade, 0x1.8p22f);
+  const float q = __fsub_rn(__fadd_rn(x, magic), magic);
+  return fminf(fmaxf(q, -kE2m1Max), kE2m1Max);
+}
+
 // error[i]: what element i adds to the error of the block.
+template <bool kUsual>
 __device__ inline void element_errors(Metric metric,
                                       const Encoding& e,
                                       uint32_t scale,
@@ -127,8 +157,9 @@ __device__ inline void element_errors(Metric metric,
   const float s = e4m3_decode(scale);
 #pragma unroll
   for (int i = 0; i < kBlock; ++i) {
-    const uint32_t code = inv == 0 ? 0 : e2m1_encode(__fmul_rn(x[i], inv));
-    const float read = __fdiv_rn(__fmul_rn(__fmul_rn(e2m1_decode(code), s), e.amax), e.top);
+    const float q = e2m1_round(fminf(fmaxf(__fmul_rn(x[i], inv), -8.0f), 8.0f));
+    const float product = __fmul_rn(__fmul_rn(q, s), e.amax);
+    const float read = kUsual ? quotient(product, e.top, e.inverse_top) : __fdiv_rn(product, e.top);
     const float difference = __fsub_rn(read, x[i]);
     const float weight = importance != nullptr ? importance[i] : 1.0f;
     error[i] = metric == Metric::kMse ? __fmul_rn(__fmul_rn(difference, difference), weight)
@@ -158,14 +189,17 @@ __device__ inline uint32_t choose_scale(const Rules& rules,
   }
   const bool usable = magnitude < kInfinityBits && is_finite(e.amax);
   if (!kTiled && !usable) return kE4m3Nan;
-  const float bmax = __uint_as_float(magnitude);
   const int count = candidate_count(rules.rule);
-  uint32_t best = candidate(rules.rule, 0, bmax, e.enc);
+  const float b = scale_aim(rules.rule, __uint_as_float(magnitude), e.enc);
+  uint32_t best = candidate(rules.rule, 0, b);
   float best_error = 0;
   for (int i = 0; i < count && count > 1; ++i) {
-    const uint32_t scale = candidate(rules.rule, i, bmax, e.enc);
+    const uint32_t scale = candidate(rules.rule, i, b);
     float error[kBlock], sum = 0;
-    element_errors(rules.metric, e, scale, x, importance, error);
+    if (e.usual)
+      element_errors<true>(rules.metric, e, scale, x, importance, error);
+    else
+      element_errors<false>(rules.metric, e, scale, x, importance, error);
     if constexpr (kTiled) {
       for (int lane = 0; lane < 16; ++lane) {
         if (int(threadIdx.x % 16) == lane) sum = accumulate(rules.metric, sum, error);

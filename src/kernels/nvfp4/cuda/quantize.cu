@@ -78,15 +78,26 @@ CudaStatus zero(void* workspace, int64_t bytes, cudaStream_t stream) {
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
+// Half precision scores only where that is allowed; static rules have nothing to score.
+bool takes_bf16(const Quantize& args, const RowParams& params) {
+  const bool scores = args.recipe.rule != Rule::kStatic6 && args.recipe.rule != Rule::kStatic4;
+  return accepts_bf16(params) && !(args.strict && scores);
+}
+
 void quantize_rows(const Quantize& args, float* workspace, cudaStream_t stream) {
   const bool by_tensor = args.amax_from == Amax::kTensor;
-  RowParams params = row_params(args, by_tensor ? workspace : args.amax);
-  if (args.amax_from == Amax::kRow) params.amax = nullptr;
-  if (by_tensor) {
-    TileParams tiles = tile_params(args, workspace);
-    launch_tile_amax(tiles, workspace, nullptr, stream);
-  }
-  launch_rows(params, Input::kPlain, stream);
+  const RowParams params = row_params(args, by_tensor                        ? workspace
+                                            : args.amax_from == Amax::kGiven ? args.amax
+                                                                             : nullptr);
+  if (by_tensor && params.aligned && params.dtype == DType::kBF16 && !args.recipe.hadamard)
+    launch_amax_bf16(params, workspace, stream);
+  else if (by_tensor)
+    launch_tile_amax(tile_params(args, workspace), workspace, nullptr, stream);
+  // The pass for amax ends with the last rows in L2, so this one begins there.
+  if (takes_bf16(args, params))
+    launch_rows_bf16(params, by_tensor, stream);
+  else
+    launch_rows(params, Input::kPlain, stream);
 }
 
 void quantize_tiles(const Quantize& args, float* workspace, cudaStream_t stream) {
