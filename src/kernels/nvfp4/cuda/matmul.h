@@ -13,8 +13,11 @@
 #include <cstdint>
 
 #include "kernels/common/cuda/status.h"
+#include "kernels/nvfp4/packed_size.h"
 
 namespace longspur::kernels::nvfp4::cuda {
+
+using nvfp4::packed_bytes;
 
 enum class Type { kBF16, kF16, kF32 };
 
@@ -23,7 +26,7 @@ enum class Type { kBF16, kF16, kF32 };
 struct Weights {
   const uint8_t* codes = nullptr;     // [N, K / 2], low nibble first, 16-byte aligned
   const uint8_t* scales = nullptr;    // [N, K / 16] E4M3, the sign bit is ignored
-  const void* packed = nullptr;       // packed_bytes(N, K), 16-byte aligned
+  const void* packed = nullptr;       // of packed_bytes(N, K), 16-byte aligned
   const float* multiplier = nullptr;  // [1], or [N] when multiplier_per_row
   bool multiplier_per_row = false;
   int64_t n = 0, k = 0;
@@ -45,10 +48,11 @@ struct MatmulArgs {
   void* workspace = nullptr;  // matmul_workspace_bytes(args), 16-byte aligned
 };
 
-// Bytes of the packed form: rows padded to 128 and columns to 128, 4.5 bits a weight.
-int64_t packed_bytes(int64_t n, int64_t k);
 // Canonical to packed. K must be a multiple of 16.
 CudaStatus pack(const Weights& w, void* packed, void* stream);
+// The same from GGUF's blocks of 64 elements in 36 bytes: four scales, then for each 16 elements
+// eight bytes, of which byte j holds element j low and j + 8 high. K must be a multiple of 64.
+CudaStatus pack_blocks(const void* blocks, int64_t n, int64_t k, void* packed, void* stream);
 
 // Whether matmul takes these sizes: K a positive multiple of 16, M and N at least 1.
 bool matmul_accepts(int64_t m, int64_t n, int64_t k);

@@ -1,4 +1,5 @@
-// Products of at most 16 tokens, bound by reading W once. Packed weights.
+// Products of at most 8 tokens, or 16 where N leaves each block few rows, bound by reading W once.
+// Packed weights.
 //
 // One block a multiprocessor, and each owns kTiles neighbouring row tiles, as many as make one
 // wave. Its 16 warps share the columns: warp i takes chunks i, i + 16, ... of 128, and for each the
@@ -246,11 +247,12 @@ cudaError_t launch(Params p, int multiprocessors, cudaStream_t stream) {
 
 // Row tiles a block: those that leave the fewest rounds of tiles over the multiprocessors; of
 // equals the most, since x is read once a block.
-int tiles_a_block(int tiles, int multiprocessors) {
-  int best = 1, best_rounds = INT32_MAX;
+int tiles_a_block(int64_t tiles, int multiprocessors) {
+  int best = 1;
+  int64_t best_rounds = INT64_MAX;
   for (const int count : {1, 2, 3, 4, 6, 7, 8}) {
-    const int units = (tiles + count - 1) / count;
-    const int rounds = (units + multiprocessors - 1) / multiprocessors * count;
+    const int64_t units = (tiles + count - 1) / count;
+    const int64_t rounds = (units + multiprocessors - 1) / multiprocessors * count;
     if (rounds <= best_rounds) {
       best = count;
       best_rounds = rounds;
@@ -259,23 +261,26 @@ int tiles_a_block(int tiles, int multiprocessors) {
   return best;
 }
 
+// Two tiles of tokens leave registers for the sums of four row tiles.
+constexpr int most_tiles(int token_tiles) { return token_tiles == 1 ? 8 : 4; }
+
 template <class Element, int kTokenTiles>
 cudaError_t launch_tiles(const Params& p, int multiprocessors, cudaStream_t stream) {
-  switch (tiles_a_block(p.tiles, multiprocessors)) {
+  const int count = tiles_a_block(p.tiles, multiprocessors);
+  if constexpr (most_tiles(kTokenTiles) > 4) {
+    if (count == 6) return launch<Element, 6, kTokenTiles>(p, multiprocessors, stream);
+    if (count == 7) return launch<Element, 7, kTokenTiles>(p, multiprocessors, stream);
+    if (count == 8) return launch<Element, 8, kTokenTiles>(p, multiprocessors, stream);
+  }
+  switch (count) {
     case 1:
       return launch<Element, 1, kTokenTiles>(p, multiprocessors, stream);
     case 2:
       return launch<Element, 2, kTokenTiles>(p, multiprocessors, stream);
     case 3:
       return launch<Element, 3, kTokenTiles>(p, multiprocessors, stream);
-    case 4:
-      return launch<Element, 4, kTokenTiles>(p, multiprocessors, stream);
-    case 6:
-      return launch<Element, 6, kTokenTiles>(p, multiprocessors, stream);
-    case 7:
-      return launch<Element, 7, kTokenTiles>(p, multiprocessors, stream);
     default:
-      return launch<Element, 8, kTokenTiles>(p, multiprocessors, stream);
+      return launch<Element, 4, kTokenTiles>(p, multiprocessors, stream);
   }
 }
 
@@ -285,10 +290,15 @@ cudaError_t launch_tokens(const Params& p, int multiprocessors, cudaStream_t str
                            : launch_tiles<Element, 2>(p, multiprocessors, stream);
 }
 
+int64_t tiles_of(const MatmulArgs& args) { return (args.w.n + kTileRows - 1) / kTileRows; }
+
 bool accepts(const MatmulArgs& args) {
-  return args.w.packed != nullptr && args.x_codes == nullptr && args.m <= 2 * kTokenTile &&
-         args.x_type != Type::kF32 && args.w.n < (int64_t(1) << 31) - kGroupRows &&
-         args.w.k < int64_t(1) << 31;
+  if (args.w.packed == nullptr || args.x_codes != nullptr || args.x_type == Type::kF32)
+    return false;
+  if (args.w.n >= (int64_t(1) << 31) - kGroupRows || args.w.k >= int64_t(1) << 31) return false;
+  if (args.m <= kTokenTile) return true;
+  return args.m <= 2 * kTokenTile &&
+         tiles_a_block(tiles_of(args), multiprocessors()) <= most_tiles(2);
 }
 
 CudaStatus run(const MatmulArgs& args, void* stream) {
@@ -297,7 +307,7 @@ CudaStatus run(const MatmulArgs& args, void* stream) {
   p.x = args.x;
   p.k = args.w.k;
   p.m = int(args.m);
-  p.tiles = int((args.w.n + kTileRows - 1) / kTileRows);
+  p.tiles = int(tiles_of(args));
   p.chunks = int((args.w.k + kChunk - 1) / kChunk);
   p.finish = make_finish(args, kOperandUnit);
   const int count = multiprocessors();

@@ -12,7 +12,7 @@ struct Implementation {
   CudaStatus (*run)(const MatmulArgs& args, void* stream);
 };
 
-// At most 16 tokens, packed weights: mma.sync, one read of W.
+// At most 8 tokens (16 where N is small), packed weights: mma.sync, one read of W.
 extern const Implementation kFewTokens;
 // Any number of tokens, packed weights: wgmma, W decoded into its register operand.
 extern const Implementation kManyTokens;

@@ -10,7 +10,6 @@
 // kPrecise: sums of 32 columns are added to the total in rounded fp32; the tensor cores' own
 // accumulation truncates, which shows in long sums of one sign.
 #include <cooperative_groups.h>
-#include <cuda.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -19,9 +18,8 @@
 #include "kernels/common/cuda/launch.cuh"
 #include "kernels/common/cuda/status.cuh"
 #include "kernels/nvfp4/cuda/matmul_impl.h"
-#include "kernels/nvfp4/cuda/packed.cuh"
-#include "kernels/nvfp4/cuda/sm90.cuh"
 #include "kernels/nvfp4/cuda/store.cuh"
+#include "kernels/nvfp4/cuda/wgmma_loop.cuh"
 
 namespace longspur::kernels::nvfp4::cuda {
 
@@ -29,74 +27,25 @@ namespace {
 
 namespace cg = cooperative_groups;
 
-constexpr int kGroupThreads = 128;
-constexpr int kConsumers = 2;  // warpgroups; the threads after them copy
-constexpr int kConsumerThreads = kConsumers * kGroupThreads;
-constexpr int kHalf = 64;             // columns of a swizzled row of x
-constexpr int kSharedBytes = 232448;  // of a multiprocessor, for blocks
-constexpr int kMostStages = 12;
-
 struct Params {
   const uint8_t* packed;
   int m, chunks, groups;
   Finish finish;
 };
 
-// kRowTiles: tiles of 64 rows a consumer has.
-template <int kTokenCount, int kRowTileCount>
-struct Shape {
-  static constexpr int kTokens = kTokenCount, kRowTiles = kRowTileCount;
-  // Small tiles leave registers for two blocks a multiprocessor, which hide each other's waits.
-  static constexpr int kBlocks = kTokens <= 64 && kRowTiles == 1 ? 2 : 1;
-  // One block a multiprocessor: a whole group copies, because only that can give its registers
-  // away.
-  static constexpr int kThreads = kConsumerThreads + (kBlocks == 2 ? kWarp : kGroupThreads);
-  static constexpr int kRingBytes = kSharedBytes / kBlocks - 4096;
-  static constexpr int kRows = 64 * kRowTiles * kConsumers;
-  static constexpr int kGroups = kRows / kGroupRows;  // packed groups of 128 rows
-  static constexpr int kHalfBytes = kTokens * kHalf * 2;
-  static constexpr int kXBytes = 2 * kHalfBytes;
-  static constexpr int kStageBytes = kXBytes + kGroups * kGroupBytes;
-  static constexpr int kStages = std::min(kMostStages, kRingBytes / kStageBytes);
-  static constexpr int kPitch = kRows + 4;  // floats of a token's row of sums: no bank conflicts
-  static constexpr int kBytes = kStages * kStageBytes + 2 * kStages * 8 + 1024;
-  static_assert(kTokens * kPitch * 4 <= kStages * kStageBytes, "the sums take the ring's place");
-};
-
 __device__ inline void consumers_sync() {
   asm volatile("bar.sync 1, %0;" ::"n"(kConsumerThreads) : "memory");
 }
-
-struct Ring {
-  uint32_t stages, full, empty;  // addresses
-};
 
 // One thread: fills stage after stage. The weights of the first ones do not wait for x.
 template <class S>
 __device__ void produce(
     const Params& p, const CUtensorMap& x, const Ring& ring, int begin, int end) {
-  const int group = int(blockIdx.x) * S::kGroups;
-  const int groups = min(S::kGroups, p.groups - group);
+  const int group = int(blockIdx.x) * S::kGroups, token = int(blockIdx.y) * S::kTokens;
   const auto weights = [&](int i) {
-    const int stage = (i - begin) % S::kStages;
-    const uint32_t full = ring.full + uint32_t(stage * 8);
-    const uint32_t to = ring.stages + uint32_t(stage * S::kStageBytes + S::kXBytes);
-    expect_bytes(full, uint32_t(S::kXBytes + groups * kGroupBytes));
-    for (int g = 0; g < groups; ++g) {
-      copy_bulk(to + uint32_t(g * kGroupBytes),
-                p.packed + (int64_t(group + g) * p.chunks + i) * kGroupBytes, kGroupBytes, full);
-    }
+    copy_weights<S>(ring, (i - begin) % S::kStages, p.packed, group, p.groups, p.chunks, i);
   };
-  const auto tokens = [&](int i) {
-    const int stage = (i - begin) % S::kStages;
-    const uint32_t to = ring.stages + uint32_t(stage * S::kStageBytes);
-    const int row = int(blockIdx.y) * (S::kHalfBytes / (kHalf * 2));
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      copy_box(to + uint32_t(half * S::kHalfBytes), &x, i * kChunk + half * kHalf, row,
-               ring.full + uint32_t(stage * 8));
-    }
-  };
+  const auto tokens = [&](int i) { copy_tokens<S>(ring, (i - begin) % S::kStages, x, token, i); };
   const int first = min(end, begin + S::kStages);
   for (int i = begin; i < first; ++i) weights(i);
   wait_for_previous();
@@ -107,76 +56,6 @@ __device__ void produce(
     weights(i);
     tokens(i);
   }
-}
-
-// Decodes the four k-steps of one half of a packed tile.
-template <class Element>
-__device__ void decode_half(uint32_t tile, int half, int lane, uint32_t (&a)[4][4]) {
-  using D = Decoder<Element>;
-  const uint4 codes = load_shared(tile + uint32_t(half * kCodeBytes / 2 + lane * 16));
-  const uint4 scales = load_shared(tile + uint32_t(kCodeBytes + lane / 4 * 16));
-  const uint32_t s0 = half == 0 ? scales.x : scales.z, s1 = half == 0 ? scales.y : scales.w;
-  decode_step<Element>(codes.x, D::even(s0), a[0]);
-  decode_step<Element>(codes.y, D::odd(s0), a[1]);
-  decode_step<Element>(codes.z, D::even(s1), a[2]);
-  decode_step<Element>(codes.w, D::odd(s1), a[3]);
-}
-
-// Whether a stage of weights and x has come.
-template <class S>
-struct Stage {
-  __device__ Stage(const Ring& ring, int i)
-      : index(i % S::kStages),
-        round(i / S::kStages),
-        x(ring.stages + uint32_t(index * S::kStageBytes)),
-        full(ring.full + uint32_t(index * 8)),
-        empty(ring.empty + uint32_t(index * 8)) {}
-  __device__ void wait() const { wait_barrier(full, uint32_t(round) & 1u); }
-  __device__ void release() const {
-    if (threadIdx.x % kWarp == 0) arrive(empty);
-  }
-  __device__ uint32_t tile(int consumer, int r) const {
-    const int warp = int(threadIdx.x) % kGroupThreads / kWarp;
-    return x + uint32_t(S::kXBytes + ((consumer * S::kRowTiles + r) * 4 + warp) * kTileBytes);
-  }
-  __device__ uint64_t operand(int half) const {
-    return operand_descriptor(x + uint32_t(half * S::kHalfBytes));
-  }
-  int index, round;
-  uint32_t x, full, empty;
-};
-
-// A warpgroup's sums over `chunks` chunks. The products of 64 columns are under way while the next
-// 64 are decoded.
-template <class Element, class S>
-__device__ void consume(const Ring& ring,
-                        int consumer,
-                        int chunks,
-                        float (&sums)[S::kRowTiles][S::kTokens / 2]) {
-  const int lane = int(threadIdx.x) % kWarp;
-  uint32_t a[2][4][4];  // of the products under way and of the next
-  for (int i = 0; i < chunks; ++i) {
-    const Stage<S> stage(ring, i);
-    stage.wait();
-#pragma unroll
-    for (int unit = 0; unit < 2 * S::kRowTiles; ++unit) {
-      const int half = unit / S::kRowTiles, r = unit % S::kRowTiles;
-      wgmma_wait<1>();  // the operand of two units ago is free
-      if (unit == 1 && i > 0) Stage<S>(ring, i - 1).release();
-      decode_half<Element>(stage.tile(consumer, r), half, lane, a[unit % 2]);
-      const uint64_t b = stage.operand(half);
-      wgmma_fence();
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        Wgmma<Element, S::kTokens>::run(sums[r], a[unit % 2][j], b + uint64_t(j * 2),
-                                        i == 0 && half == 0 && j == 0);
-      }
-      wgmma_commit();
-    }
-  }
-  wgmma_wait<0>();
-#pragma unroll
-  for (int r = 0; r < S::kRowTiles; ++r) hold_sums(sums[r]);
 }
 
 // The same with a rounded sum every 32 columns.
@@ -263,13 +142,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
   uint8_t* base = shared + (1024 - (shared_address(shared) & 1023u)) % 1024;
   const uint32_t barriers = shared_address(base) + uint32_t(S::kStages * S::kStageBytes);
   const Ring ring{shared_address(base), barriers, barriers + uint32_t(S::kStages * 8)};
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < S::kStages; ++i) {
-      init_barrier(ring.full + uint32_t(i * 8), 1);
-      init_barrier(ring.empty + uint32_t(i * 8), kConsumerThreads / kWarp);
-    }
-    publish_barriers();
-  }
+  if (threadIdx.x == 0) init_ring<S>(ring);
   __syncthreads();
   const int splits = int(gridDim.z);
   const int begin = int(blockIdx.z) * p.chunks / splits;
@@ -290,7 +163,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     if constexpr (kPrecise)
       consume_precisely<Element, S>(ring, consumer, end - begin, sums);
     else
-      consume<Element, S>(ring, consumer, end - begin, sums);
+      consume<Element, S>(ring, consumer, 0, end - begin, sums);
     wait_for_previous();  // writing y must wait as well
     consumers_sync();     // the ring has been read
     spread<S>(staged, consumer, sums);
@@ -304,46 +177,6 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
 }
 
 // --- host ---
-
-using EncodeTiled = CUresult (*)(CUtensorMap*,
-                                 CUtensorMapDataType,
-                                 cuuint32_t,
-                                 void*,
-                                 const cuuint64_t*,
-                                 const cuuint64_t*,
-                                 const cuuint32_t*,
-                                 const cuuint32_t*,
-                                 CUtensorMapInterleave,
-                                 CUtensorMapSwizzle,
-                                 CUtensorMapL2promotion,
-                                 CUtensorMapFloatOOBfill);
-
-// From the driver, without linking to it: machines without one build and load this library.
-EncodeTiled encode_tiled() {
-  void* entry = nullptr;
-  cudaDriverEntryPointQueryResult found{};
-  if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault,
-                                       &found) != cudaSuccess ||
-      found != cudaDriverEntryPointSuccess)
-    return nullptr;
-  return reinterpret_cast<EncodeTiled>(entry);
-}
-
-bool make_map(const MatmulArgs& args, int tokens, CUtensorMap& map) {
-  static const EncodeTiled encode = encode_tiled();
-  const cuuint64_t sizes[] = {cuuint64_t(args.w.k), cuuint64_t(args.m)};
-  const cuuint64_t strides[] = {cuuint64_t(args.w.k) * 2};
-  const cuuint32_t box[] = {kHalf, cuuint32_t(tokens)};
-  const cuuint32_t steps[] = {1, 1};
-  const auto type = args.x_type == Type::kBF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
-                                               : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-  return encode != nullptr && encode(&map, type, 2, const_cast<void*>(args.x), sizes, strides, box,
-                                     steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                                     CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                                     CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
-}
-
-int chunks_of(const MatmulArgs& args) { return int((args.w.k + kChunk - 1) / kChunk); }
 
 // A way to divide the product: blocks of S::kRows x S::kTokens, columns over `splits` blocks.
 struct Plan {
@@ -430,10 +263,11 @@ cudaError_t run_tokens(const MatmulArgs& args, cudaStream_t stream) {
   using Narrow = Kernel<Element, Shape<64, 1>, false>;
   using Middle = Kernel<Element, Shape<128, 1>, false>;
   using Wide = Kernel<Element, Shape<128, 2>, false>;  // halves the traffic of x
+  if (args.m <= 16) return Kernel<Element, Shape<16, 1>, false>::run(args, stream);
   if (args.m <= 64) return Narrow::run(args, stream);
   const Plan middle = Middle::plan(args), wide = Wide::plan(args);
-  return middle.time < wide.time ? Middle::launch(args, middle, stream)
-                                 : Wide::launch(args, wide, stream);
+  if (middle.time < wide.time) return Middle::launch(args, middle, stream);
+  return wide.splits > 1 ? Wide::launch(args, wide, stream) : run_wide(args, stream);
 }
 
 bool accepts(const MatmulArgs& args) {

@@ -12,6 +12,7 @@ namespace longspur::kernels::nvfp4::cuda {
 namespace {
 
 constexpr int kWarps = 8;
+constexpr int kBlockColumns = 64, kBlockBytes = 36;
 
 struct Canonical {
   const uint8_t* codes;
@@ -27,6 +28,28 @@ struct Canonical {
   __device__ uint32_t pair(int64_t row, int64_t column) const {
     const uint32_t s = scale(row, column);
     return s == 0 || s == kE4m3Nan ? 0u : codes[row * (k / 2) + column / 2];
+  }
+};
+
+// GGUF's blocks: codes of elements j and j + 8 of 16 in one byte.
+struct Blocks {
+  const uint8_t* data;
+  int64_t n, k;
+
+  __device__ const uint8_t* block(int64_t row, int64_t column) const {
+    return data + (row * (k / kBlockColumns) + column / kBlockColumns) * kBlockBytes;
+  }
+  __device__ uint32_t scale(int64_t row, int64_t column) const {
+    if (row >= n || column >= k) return 0;
+    return block(row, column)[column % kBlockColumns / kBlock] & 0x7fu;
+  }
+  __device__ uint32_t pair(int64_t row, int64_t column) const {
+    const uint32_t s = scale(row, column);
+    if (s == 0 || s == kE4m3Nan) return 0;
+    const int64_t sub = column % kBlockColumns / kBlock, i = column % kBlock;
+    const uint8_t* bytes = block(row, column) + kBlockColumns / kBlock + sub * 8 + i % 8;
+    const int shift = i < 8 ? 0 : 4;
+    return (bytes[0] >> shift & 15u) | (bytes[1] >> shift & 15u) << 4;
   }
 };
 
@@ -53,7 +76,8 @@ __device__ uint32_t place(uint32_t code, int p) {
   }
 }
 
-__device__ uint32_t word_of(const Canonical& w, int64_t row, int64_t column) {
+template <class Source>
+__device__ uint32_t word_of(const Source& w, int64_t row, int64_t column) {
   uint32_t word = 0;
 #pragma unroll
   for (int p = 0; p < 4; ++p) {
@@ -64,8 +88,9 @@ __device__ uint32_t word_of(const Canonical& w, int64_t row, int64_t column) {
 }
 
 // A warp a tile.
+template <class Source>
 __global__ void __launch_bounds__(kWarps* kWarp)
-    pack_kernel(Canonical w, int64_t tiles, int64_t chunks, uint8_t* packed) {
+    pack_kernel(Source w, int64_t tiles, int64_t chunks, uint8_t* packed) {
   const int64_t tile = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   if (tile >= tiles) return;
   const int lane = int(threadIdx.x) % kWarp, g = lane / 4, t = lane % 4;
@@ -86,20 +111,26 @@ __global__ void __launch_bounds__(kWarps* kWarp)
       e5m3_of(w.scale(row + 8, at)) << 16 | e5m3_of(w.scale(row + 8, at + 16)) << 24;
 }
 
-int64_t groups_of(int64_t n) { return (n + kGroupRows - 1) / kGroupRows; }
-int64_t chunks_of(int64_t k) { return (k + kChunk - 1) / kChunk; }
+template <class Source>
+CudaStatus launch(const Source& w, void* packed, void* stream) {
+  const int64_t tiles = packed_bytes(w.n, w.k) / kTileBytes;
+  const int64_t blocks = (tiles + kWarps - 1) / kWarps;
+  pack_kernel<<<dim3(unsigned(blocks)), kWarps * kWarp, 0, static_cast<cudaStream_t>(stream)>>>(
+      w, tiles, (w.k + kChunk - 1) / kChunk, static_cast<uint8_t*>(packed));
+  return launch_status();
+}
 
 }  // namespace
 
-int64_t packed_bytes(int64_t n, int64_t k) { return groups_of(n) * chunks_of(k) * kGroupBytes; }
-
 CudaStatus pack(const Weights& w, void* packed, void* stream) {
   if (!matmul_accepts(1, w.n, w.k)) return "nvfp4 pack: K must be a positive multiple of 16";
-  const int64_t chunks = chunks_of(w.k), tiles = groups_of(w.n) * chunks * kGroupTiles;
-  const int64_t blocks = (tiles + kWarps - 1) / kWarps;
-  pack_kernel<<<dim3(unsigned(blocks)), kWarps * kWarp, 0, static_cast<cudaStream_t>(stream)>>>(
-      {w.codes, w.scales, w.n, w.k}, tiles, chunks, static_cast<uint8_t*>(packed));
-  return launch_status();
+  return launch(Canonical{w.codes, w.scales, w.n, w.k}, packed, stream);
+}
+
+CudaStatus pack_blocks(const void* blocks, int64_t n, int64_t k, void* packed, void* stream) {
+  if (n < 1 || k < 1 || k % kBlockColumns != 0)
+    return "nvfp4 pack: K must be a positive multiple of 64";
+  return launch(Blocks{static_cast<const uint8_t*>(blocks), n, k}, packed, stream);
 }
 
 }  // namespace longspur::kernels::nvfp4::cuda

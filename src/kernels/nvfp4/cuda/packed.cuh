@@ -20,18 +20,21 @@
 
 #include <cstdint>
 
+#include "kernels/nvfp4/packed_size.h"
+
 namespace longspur::kernels::nvfp4::cuda {
 
 inline constexpr int kTileRows = 16;
-inline constexpr int kChunk = 128;          // columns of a tile
-inline constexpr int kSteps = kChunk / 16;  // k-steps of a tile
-inline constexpr int kGroupRows = 128;      // rows whose tiles stand together
+inline constexpr int kChunk = kPackedColumns;   // columns of a tile
+inline constexpr int kSteps = kChunk / 16;      // k-steps of a tile
+inline constexpr int kGroupRows = kPackedRows;  // rows whose tiles stand together
 inline constexpr int kGroupTiles = kGroupRows / kTileRows;
 inline constexpr int kCodeBytes = kTileRows * kChunk / 2;
 inline constexpr int kScaleBytes = kTileRows * kChunk / 16;
 inline constexpr int kTileBytes = kCodeBytes + kScaleBytes;
-inline constexpr int kGroupBytes = kGroupTiles * kTileBytes;  // of one chunk
-inline constexpr float kOperandUnit = 0x1p14f;                // undoes the operand's 2^-14
+inline constexpr int kGroupBytes = kPackedGroupBytes;  // of one chunk
+static_assert(kGroupBytes == kGroupTiles * kTileBytes);
+inline constexpr float kOperandUnit = 0x1p14f;  // undoes the operand's 2^-14
 
 struct TileCodes {
   uint4 words[2];  // k-steps 0..3, 4..7
