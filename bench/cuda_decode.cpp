@@ -1,7 +1,8 @@
-// cuda_decode_bench FOLDER [LAYERS]
-// Decode of a Llama-3-8B-shaped model with random bf16 weights through the engine on CUDA, beside a
-// plain read of device memory in the same run. Writes the model to FOLDER first (16 GB, best in
-// memory: /dev/shm/...), unless it is there. Checks before it times that runs repeat and that equal
+// cuda_decode_bench FOLDER [LAYERS] [bf16|nvfp4]
+// Decode of a Llama-3-8B-shaped model with random weights through the engine on CUDA, beside a
+// plain read of device memory in the same run. nvfp4: the layers' matrices, not the embedding and
+// the head. Writes the model to FOLDER first (16 GB, NVFP4 6 GB, best in memory: /dev/shm/...),
+// unless it is there. Checks before it times that runs repeat and that equal
 // sequences of a batch stay equal. Prints one JSON object in the format of bench/README.md.
 #include <algorithm>
 #include <chrono>
@@ -26,7 +27,7 @@ using Clock = std::chrono::steady_clock;
 constexpr int64_t kContext = 2048;
 constexpr double kWarmSeconds = 0.12, kTimedSeconds = 0.5;
 
-testing::RandomModelShape llama3_8b(int64_t layers) {
+testing::RandomModelShape llama3_8b(int64_t layers, bool nvfp4) {
   testing::RandomModelShape shape;
   shape.vocab = 128256;
   shape.hidden = 4096;
@@ -35,6 +36,7 @@ testing::RandomModelShape llama3_8b(int64_t layers) {
   shape.heads = 32;
   shape.kv_heads = 8;
   shape.head_dim = 128;
+  shape.nvfp4 = nvfp4;
   return shape;
 }
 
@@ -164,11 +166,13 @@ double prefill_rate(engine::Engine& engine) {
   return double(engine.stats().prefill_tokens) / engine.stats().prefill_s;
 }
 
-void run(const std::string& folder, int64_t layers) {
+void run(const std::string& folder, int64_t layers, const std::string& weights) {
+  require(weights == "bf16" || weights == "nvfp4", "weights: found '", weights,
+          "', expected bf16 or nvfp4");
   const PlainRead before = plain_read();
   auto begin = Clock::now();
   if (!std::filesystem::exists(std::filesystem::path(folder) / "model.safetensors"))
-    testing::write_random_model(folder, llama3_8b(layers), 1);
+    testing::write_random_model(folder, llama3_8b(layers, weights == "nvfp4"), 1);
   const double write_s = seconds_since(begin);
   engine::EngineOptions options;
   options.model = folder;
@@ -186,7 +190,7 @@ void run(const std::string& folder, int64_t layers) {
   const double prefill = prefill_rate(*engine);
   const PlainRead after = plain_read();
   const nlohmann::ordered_json result = {
-      {"title", "Decode on CUDA, Llama-3-8B-shaped random bf16 model"},
+      {"title", concat("Decode on CUDA, Llama-3-8B-shaped random ", weights, " model")},
       {"device", before.device},
       {"date", today()},
       {"baseline", "plain read of 2 GiB in the same run"},
@@ -204,6 +208,7 @@ void run(const std::string& folder, int64_t layers) {
       {"plain_read_after_tb_per_s", after.tb_per_s},
       {"max_clock_mhz", before.clock_mhz},
       {"layers", layers},
+      {"weights_bytes", engine->stats().memory.weights_bytes},
       {"load_s", load_s},
       {"prefill_tokens_per_s", prefill}};
   std::printf("%s\n", result.dump(1).c_str());
@@ -213,12 +218,12 @@ void run(const std::string& folder, int64_t layers) {
 }  // namespace longspur::bench
 
 int main(int argc, char** argv) {
-  if (argc < 2 || argc > 3) {
-    std::fprintf(stderr, "usage: cuda_decode_bench FOLDER [LAYERS]\n");
+  if (argc < 2 || argc > 4) {
+    std::fprintf(stderr, "usage: cuda_decode_bench FOLDER [LAYERS] [bf16|nvfp4]\n");
     return 2;
   }
   try {
-    longspur::bench::run(argv[1], argc > 2 ? std::atol(argv[2]) : 32);
+    longspur::bench::run(argv[1], argc > 2 ? std::atol(argv[2]) : 32, argc > 3 ? argv[3] : "bf16");
   } catch (const std::exception& error) {
     std::fprintf(stderr, "cuda_decode_bench: %s\n", error.what());
     return 1;

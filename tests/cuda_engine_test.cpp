@@ -92,8 +92,14 @@ class CudaEngine : public ::testing::Test {
     shape.max_position = 2048;
     shape.spread = 0.08;
     testing::write_random_model(folder_, shape, 1);
+    shape.nvfp4 = true;
+    shape.intermediate = 528;  // no multiple of 64: `down` is dequantised, the others are not
+    testing::write_random_model(folder_ + "-nvfp4", shape, 2);
   }
-  static void TearDownTestSuite() { std::filesystem::remove_all(folder_); }
+  static void TearDownTestSuite() {
+    std::filesystem::remove_all(folder_);
+    std::filesystem::remove_all(folder_ + "-nvfp4");
+  }
 
   void SetUp() override {
     try {
@@ -114,6 +120,11 @@ class CudaEngine : public ::testing::Test {
   }
   static std::unique_ptr<Engine> load(const std::string& device, Compute compute) {
     return Engine::load(options(device, compute));
+  }
+  static std::unique_ptr<Engine> load_nvfp4(const std::string& device, Compute compute) {
+    EngineOptions o = options(device, compute);
+    o.model += "-nvfp4";
+    return Engine::load(o);
   }
 
   static std::string folder_;
@@ -144,18 +155,17 @@ TEST_F(CudaEngine, GreedyTokensAreTheCpusAndDoNotDependOnTheBatch) {
 
 // Decode steps of one shape are recorded and replayed. What they chose must be what a forward over
 // the whole text prefers, up to the rounding of bf16; and over the change of shape at 512 tokens.
-TEST_F(CudaEngine, RecordedStepsChooseWhatAWholeForwardPrefers) {
-  const auto cuda = load("cuda", Compute::kDefault);
+void expect_preferred_tokens(Engine& cuda) {
   for (const int in_flight : {1, 5}) {
     std::vector<Request> requests;
     for (int i = 0; i < in_flight; ++i) requests.push_back(request(concat("r", i), 490 + i, 60));
-    const Outputs outputs = run(*cuda, requests);
+    const Outputs outputs = run(cuda, requests);
     for (const Request& r : requests) {
       const auto& output = outputs.at(r.id);
       ASSERT_EQ(output.size(), 60u);
       std::vector<int32_t> text = r.prompt;
       text.insert(text.end(), output.begin(), output.end());
-      const Rows rows = logits_of(*cuda, text);
+      const Rows rows = logits_of(cuda, text);
       double squares = 0;
       for (const float x : rows.values) squares += double(x) * x;
       const double tolerance = 0.1 * std::sqrt(squares / double(rows.values.size()));
@@ -165,6 +175,29 @@ TEST_F(CudaEngine, RecordedStepsChooseWhatAWholeForwardPrefers) {
       }
     }
   }
+}
+
+TEST_F(CudaEngine, RecordedStepsChooseWhatAWholeForwardPrefers) {
+  expect_preferred_tokens(*load("cuda", Compute::kDefault));
+}
+
+// NVFP4 matrices stay in 4 bits; the reference multiplies the same values in fp32.
+TEST_F(CudaEngine, Nvfp4LogitsMatchTheCpu) {
+  const auto cpu = load_nvfp4("cpu", Compute::kFp32),
+             reference = load_nvfp4("cuda", Compute::kFp32),
+             fast = load_nvfp4("cuda", Compute::kDefault);
+  for (const int64_t n : {1, 2, 15, 16, 17, 63, 130, 700}) {
+    const auto tokens = tokens_of(n, 3);
+    const Rows expected = logits_of(*cpu, tokens);
+    EXPECT_LE(relative_error(logits_of(*reference, tokens), expected), 2e-5) << n;
+    EXPECT_LE(relative_error(logits_of(*fast, tokens), expected), 2e-2) << n;
+  }
+  EXPECT_LT(fast->stats().memory.weights_bytes,
+            load("cuda", Compute::kDefault)->stats().memory.weights_bytes * 8 / 10);
+}
+
+TEST_F(CudaEngine, Nvfp4StepsChooseWhatAWholeForwardPrefers) {
+  expect_preferred_tokens(*load_nvfp4("cuda", Compute::kDefault));
 }
 
 TEST_F(CudaEngine, SampledTokensAreTheCpus) {

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "kernels/nvfp4/cuda/matmul.h"
 #include "kernels/qgemm/cuda/gemv_cuda.h"
 #include "ops/attention.h"
 
@@ -16,6 +17,7 @@ namespace longspur::runtime {
 namespace paged = kernels::attention::cuda;
 namespace elementwise = kernels::elementwise::cuda;
 namespace gemv = kernels::qgemm::cuda;
+namespace nvfp4 = kernels::nvfp4::cuda;
 
 namespace {
 
@@ -68,7 +70,7 @@ paged::PagedCache CudaBackend::cache_of(std::size_t layer) const {
 }
 
 CudaBackend::Act CudaBackend::embed(const CudaLinear& embedding) {
-  const int64_t c = embedding.weight.size(1);
+  const int64_t c = embedding.k;
   const Act hidden{step_.hidden, step_.t, c, at::kFloat, nullptr};
   check(elementwise::embed(
             {step_.tokens, embedding.weight.const_data_ptr(), step_.hidden, step_.t, c},
@@ -106,10 +108,10 @@ CudaBackend::Act CudaBackend::linear(const CudaLinear& weight, const Act& x) {
 }
 
 CudaBackend::Act CudaBackend::swiglu(const Act& x) {
-  const int64_t f = x.weight->weight.size(0) / 2;
+  const int64_t f = x.weight->n / 2;
   const Act y = typed(step_.inner, x.rows, f);
   if (x.rows == 0) return y;
-  if (is_small(x)) {
+  if (is_small(x) && !x.weight->is_nvfp4()) {
     small_product(*x.weight, x, y, true);
     return y;
   }
@@ -138,8 +140,27 @@ void CudaBackend::small_product(const CudaLinear& weight,
         "gemv");
 }
 
+void CudaBackend::nvfp4_product(const CudaLinear& weight, const Act& x, const Act& y) {
+  nvfp4::MatmulArgs args;
+  args.w.packed = weight.packed.const_data_ptr();
+  args.w.multiplier = weight.multiplier.const_data_ptr<float>();
+  args.w.multiplier_per_row = true;
+  args.w.n = weight.n;
+  args.w.k = weight.k;
+  args.x = x.data;
+  args.bias = float_or_null(weight.bias);
+  args.y = y.data;
+  args.y_type = y.type == at::kFloat ? nvfp4::Type::kF32 : nvfp4::Type::kBF16;
+  args.m = x.rows;
+  check(nvfp4::matmul(args, step_.stream), "nvfp4 product");
+}
+
 void CudaBackend::product(const CudaLinear& weight, const Act& x, const Act& y) {
   if (x.rows == 0) return;
+  if (weight.is_nvfp4()) {
+    nvfp4_product(weight, x, y);
+    return;
+  }
   // fp32 results of more rows (logits) come in slices: cuBLAS would round them to bf16.
   const bool slices =
       step_.type == at::kBFloat16 && y.type == at::kFloat && gemv::gemv_accepts(1, x.width);
@@ -160,7 +181,7 @@ void CudaBackend::product(const CudaLinear& weight, const Act& x, const Act& y) 
 }
 
 CudaBackend::Act CudaBackend::logits(const CudaLinear& weight, const Act& x) {
-  const Act y{step_.logits, x.rows, weight.weight.size(0), at::kFloat, nullptr};
+  const Act y{step_.logits, x.rows, weight.n, at::kFloat, nullptr};
   product(weight, x, y);
   return y;
 }
@@ -169,7 +190,7 @@ CudaBackend::Act CudaBackend::add_linear(const Act& hidden,
                                          const CudaLinear& weight,
                                          const Act& x) {
   LONGSPUR_ASSERT(!pending_);
-  product(weight, x, typed(step_.delta, x.rows, weight.weight.size(0)));
+  product(weight, x, typed(step_.delta, x.rows, weight.n));
   pending_ = true;
   return hidden;
 }
@@ -192,7 +213,7 @@ void CudaBackend::rope_append(std::size_t layer, const CudaLayer& weights, const
 CudaBackend::Act CudaBackend::attention(std::size_t layer, const CudaLayer& weights, const Act& x) {
   const io::ModelConfig& config = *step_.config;
   const ForwardBatch& batch = *step_.batch;
-  const Act qkv = typed(step_.wide, x.rows, x.weight->weight.size(0));
+  const Act qkv = typed(step_.wide, x.rows, x.weight->n);
   product(*x.weight, x, qkv);
   rope_append(layer, weights, qkv);
 

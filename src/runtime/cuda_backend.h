@@ -16,9 +16,18 @@
 
 namespace longspur::runtime {
 
+// Either dense or NVFP4.
 struct CudaLinear {
-  at::Tensor weight;  // [N, K] bf16 or fp32
-  at::Tensor bias;    // [N] fp32 or undefined
+  at::Tensor weight;      // [N, K] bf16 or fp32
+  at::Tensor bias;        // [N] fp32 or undefined
+  at::Tensor packed;      // bytes, kernels/nvfp4/packed_size.h
+  at::Tensor multiplier;  // [N] fp32
+  int64_t n = 0, k = 0;
+
+  bool is_nvfp4() const { return packed.defined(); }
+  int64_t bytes() const {
+    return is_nvfp4() ? int64_t(packed.nbytes() + multiplier.nbytes()) : int64_t(weight.nbytes());
+  }
 };
 using CudaWeights = models::DecoderWeights<CudaLinear, at::Tensor>;
 using CudaLayer = models::DecoderLayer<CudaLinear, at::Tensor>;
@@ -83,6 +92,7 @@ class CudaBackend {
   bool is_small(const Act& x) const;
   at::Tensor view(const Act& x) const;
   void product(const CudaLinear& weight, const Act& x, const Act& y);
+  void nvfp4_product(const CudaLinear& weight, const Act& x, const Act& y);
   void small_product(const CudaLinear& weight, const Act& x, const Act& y, bool with_swiglu);
   void rope_append(std::size_t layer, const CudaLayer& weights, const Act& qkv);
   void paged_attention(

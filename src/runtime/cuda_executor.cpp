@@ -42,8 +42,6 @@ auto guarded(F&& f) {
   }
 }
 
-int64_t tensor_bytes(const CudaLinear& linear) { return int64_t(linear.weight.nbytes()); }
-
 class CudaExecutor final : public Executor {
  public:
   CudaExecutor(const io::ModelConfig& config,
@@ -73,12 +71,11 @@ class CudaExecutor final : public Executor {
   }
 
   int64_t weights_bytes() const override {
-    int64_t bytes = tensor_bytes(weights_.embedding);
-    if (!weights_.head.weight.is_same(weights_.embedding.weight))
-      bytes += tensor_bytes(weights_.head);
+    int64_t bytes = weights_.embedding.bytes();
+    if (!weights_.head.weight.is_same(weights_.embedding.weight)) bytes += weights_.head.bytes();
     for (const CudaLayer& layer : weights_.layers) {
-      bytes += tensor_bytes(layer.qkv) + tensor_bytes(layer.output) + tensor_bytes(layer.gate_up) +
-               tensor_bytes(layer.down);
+      bytes +=
+          layer.qkv.bytes() + layer.output.bytes() + layer.gate_up.bytes() + layer.down.bytes();
     }
     return bytes;
   }

@@ -4,6 +4,7 @@
 
 #include "base/shape.h"
 #include "cache/block_manager.h"
+#include "kernels/nvfp4/packed_size.h"
 #include "runtime/executor.h"
 
 namespace longspur::runtime {
@@ -17,24 +18,39 @@ constexpr int64_t kScratchFloats = int64_t(16) << 20;
 // Tokens of one piece of a decode (kernels/attention/cuda: kSplitTokens).
 constexpr int64_t kSplitTokens = 128;
 
+// Columns of a block of GGUF's NVFP4, the form that rows are read in.
+constexpr int64_t kNvfp4Columns = 64;
+
 int64_t element_bytes(bool fp32) { return fp32 ? 4 : 2; }
 
 }  // namespace
 
+bool cuda_keeps_nvfp4(const std::vector<models::TensorSource>& stack, bool fp32) {
+  return !fp32 && std::all_of(stack.begin(), stack.end(), [](const models::TensorSource& source) {
+    return source.dtype() == DType::kNVFP4 && source.k() % kNvfp4Columns == 0;
+  });
+}
+
 int64_t cuda_weights_bytes(const models::DecoderTensors& tensors, bool fp32) {
-  int64_t elements = 0;
-  const auto add = [&](const models::TensorSource& source) {
-    if (source) elements += source.n() * source.k();
+  const auto dense = [&](const models::TensorSource& source) {
+    return source ? source.n() * source.k() * element_bytes(fp32) : 0;
   };
-  add(tensors.embedding);
-  add(tensors.head);
-  for (const models::LayerTensors& layer : tensors.layers) {
-    for (const auto* source :
-         {&layer.q, &layer.k, &layer.v, &layer.output, &layer.gate, &layer.up, &layer.down}) {
-      add(*source);
+  const auto stack = [&](const std::vector<models::TensorSource>& sources) {
+    int64_t rows = 0, bytes = 0;
+    for (const models::TensorSource& source : sources) {
+      rows += source.n();
+      bytes += dense(source);
     }
+    if (!cuda_keeps_nvfp4(sources, fp32)) return bytes;
+    return kernels::nvfp4::packed_bytes(rows, sources[0].k()) + rows * int64_t(sizeof(float));
+  };
+  int64_t bytes = dense(tensors.embedding);
+  if (tensors.head) bytes += stack({tensors.head});
+  for (const models::LayerTensors& layer : tensors.layers) {
+    bytes += stack({layer.q, layer.k, layer.v}) + stack({layer.output}) +
+             stack({layer.gate, layer.up}) + stack({layer.down});
   }
-  return elements * element_bytes(fp32);
+  return bytes;
 }
 
 int64_t cuda_page_bytes(const io::ModelConfig& config, bool fp32) {

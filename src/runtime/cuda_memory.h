@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "io/files/model_config.h"
 #include "models/decoder_tensors.h"
@@ -14,6 +15,9 @@ namespace longspur::runtime {
 // it their recorded launches, for as many tokens.
 inline constexpr int64_t kCudaLengthStep = 512;
 
+// Whether matrices that are stacked into one stay in NVFP4. The embedding never does: its rows are
+// read one by one.
+bool cuda_keeps_nvfp4(const std::vector<models::TensorSource>& stack, bool fp32);
 int64_t cuda_weights_bytes(const models::DecoderTensors& tensors, bool fp32);
 int64_t cuda_page_bytes(const io::ModelConfig& config, bool fp32);
 

@@ -1,5 +1,5 @@
-// Stored tensors to device memory: bf16 (fp32 in reference arithmetic), matrices that share their
-// operand stacked.
+// Stored tensors to device memory: bf16 (fp32 in reference arithmetic), NVFP4 as it is; matrices
+// that share their operand stacked.
 #pragma once
 
 #include <cstdint>

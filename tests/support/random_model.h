@@ -1,5 +1,5 @@
-// Writes Hugging Face folders of llama models with random bf16 weights, for tests and benchmarks
-// that need a model of a certain shape and no particular words.
+// Writes Hugging Face folders of llama models with random weights, bf16 or NVFP4, for tests and
+// benchmarks that need a model of a certain shape and no particular words.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +13,7 @@ struct RandomModelShape {
   int64_t max_position = 8192;
   bool tied_embeddings = false;
   double spread = 0.02;  // standard deviation of the weights; norms are 1
+  bool nvfp4 = false;    // the layers' matrices in ModelOpt's NVFP4, K a multiple of 16
 };
 
 // config.json and model.safetensors in `folder`, which is made when missing.
