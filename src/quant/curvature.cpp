@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "quant/cholesky.h"
+#include "quant/lanes.h"
 #include "quant/matrix.h"
 
 namespace longspur::quant {
@@ -55,6 +56,10 @@ void check_method(const MatrixMethod& method) {
           ", expected a finite number, not negative");
   require(method.shrinkage >= 0 && method.shrinkage <= 1, "shrinkage: found ", method.shrinkage,
           ", expected 0 .. 1");
+  require(method.beam > 0 && method.beam <= kLanes && (method.beam & (method.beam - 1)) == 0,
+          "beam: found ", method.beam, ", expected a power of two, at most ", kLanes);
+  require(method.beam == 1 || !method.act_order, "beam: found ", method.beam,
+          " with columns out of order, expected 1");
   require(method.refine >= 0, "refine: found ", method.refine, " sweeps, expected 0 or more");
 }
 

@@ -92,7 +92,39 @@ class SlowGptq {
     }
   }
 
+  // The least loss over all ways to choose the groups' scales among their candidates.
+  double least_loss(int64_t index) const {
+    std::vector<double> w;
+    for (int64_t i = 0; i < c_.k; ++i) w.push_back(double(c_.w[size_t(index * c_.k + i)]));
+    return least_from(w, 0);
+  }
+
  private:
+  double least_from(const std::vector<double>& w, int64_t k) const {
+    if (k == c_.k) return 0;
+    double least = std::numeric_limits<double>::infinity();
+    for (int c = 0; c < candidate_count(method_.recipe.rule); ++c) {
+      const uint8_t scale = candidate_code(method_.recipe.rule, c, largest(w, k), enc_);
+      std::vector<double> after = w;
+      double loss = 0;
+      for (int64_t i = k; i < k + kBlock; ++i) {
+        const double value = after[size_t(i)];
+        const double error =
+            (value - decode(encode(value, scale), scale)) / u_[size_t(i * c_.k + i)];
+        loss += error * error;
+        feed_back(after, i, c_.k, error);
+      }
+      least = std::min(least, loss + least_from(after, k + kBlock));
+    }
+    return least;
+  }
+
+  static float largest(const std::vector<double>& w, int64_t k) {
+    float bmax = 0;
+    for (int64_t i = k; i < k + kBlock; ++i) bmax = std::max(bmax, std::fabs(float(w[size_t(i)])));
+    return bmax;
+  }
+
   int64_t column(int64_t i) const { return order_.empty() ? i : int64_t(order_[size_t(i)]); }
   uint8_t encode(double w, uint8_t scale) const {
     const float step = 1.0f / enc_ * nvfp4::e4m3_decode(scale);
@@ -122,8 +154,7 @@ class SlowGptq {
   }
 
   uint8_t choose(const std::vector<double>& w, int64_t k) const {
-    float bmax = 0;
-    for (int64_t i = k; i < k + kBlock; ++i) bmax = std::max(bmax, std::fabs(float(w[size_t(i)])));
+    const float bmax = largest(w, k);
     uint8_t best = 0;
     double best_loss = std::numeric_limits<double>::infinity();
     for (int c = 0; c < candidate_count(method_.recipe.rule); ++c) {
@@ -174,6 +205,49 @@ TEST(Gptq, EqualsTheSlowVersionOnEveryRow) {
     ordered.act_order = true;
     SCOPED_TRACE(std::string(nvfp4::rule_name(rule)) + ", by falling diagonal");
     expect_equals_slow(c, ordered);
+  }
+}
+
+TEST(Gptq, ABeamAsWideAsTheCandidatesFindsTheBestScales) {
+  const Case c = make_case(20, 48, 200, 29);
+  ThreadPool pool(1);
+  for (const nvfp4::Rule rule : {nvfp4::Rule::kFourOverSix, nvfp4::Rule::kSweep}) {
+    MatrixMethod method = gptq(rule);
+    method.beam = rule == nvfp4::Rule::kSweep ? 16 : 4;
+    const QuantizedMatrix q = run(c, method);
+    const std::vector<float> h = Curvature(c.calibration(), method, pool).gram();
+    const SlowGptq slow(c, method, {});
+    for (int64_t row = 0; row < c.n; ++row) {
+      const double least = slow.least_loss(row), found = testing::row_loss(c, q, h, row);
+      // five candidates in three groups: 25 versions enter the last one, 16 are kept
+      if (rule == nvfp4::Rule::kFourOverSix) {
+        EXPECT_NEAR(found, least, 1e-4 * least) << "row " << row;
+      } else {
+        EXPECT_LE(found, 1.1 * least) << "row " << row;
+      }
+    }
+  }
+}
+
+TEST(Gptq, ABeamOfOneCandidateIsGptq) {
+  const Case c = make_case(37, 64, 200, 30);
+  MatrixMethod method = gptq(nvfp4::Rule::kStatic6);
+  const QuantizedMatrix plain = run(c, method);
+  for (const int beam : {2, 8, 16}) {
+    method.beam = beam;
+    EXPECT_EQ(run(c, method).codes, plain.codes) << beam;
+  }
+}
+
+TEST(Gptq, AWiderBeamLosesLess) {
+  const Case c = make_case(48, 160, 500, 31);
+  MatrixMethod method = gptq(nvfp4::Rule::kFullSweep);
+  double last = testing::loss(c, run(c, method), c.gram);
+  for (const int beam : {4, 16}) {
+    method.beam = beam;
+    const double now = testing::loss(c, run(c, method), c.gram);
+    EXPECT_LT(now, last) << beam;
+    last = now;
   }
 }
 

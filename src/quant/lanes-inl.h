@@ -111,6 +111,15 @@ inline F32 round_group(const F32* w,
   return loss;
 }
 
+inline F32 largest_of(const F32* w) {
+  F32 bmax = F32{};
+  for (int i = 0; i < kBlock; ++i) {
+    const F32 a = magnitude(w[i]);
+    bmax = select(bmax < a, a, bmax);
+  }
+  return bmax;
+}
+
 // The error of rounding the weights as they stand, without feedback, as quantize() counts it.
 inline F32 plain_error(const F32* w, const Scale& scale, const GptqArgs& args, int64_t k) {
   F32 sum = F32{};
@@ -132,11 +141,7 @@ inline F32 plain_error(const F32* w, const Scale& scale, const GptqArgs& args, i
 
 // The best of the rule's scales for columns k .. k + 15, written to `best`.
 inline void choose_scales(const F32* w, const GptqArgs& args, int64_t k, uint8_t* best) {
-  F32 bmax = F32{};
-  for (int i = 0; i < kBlock; ++i) {
-    const F32 a = magnitude(w[i]);
-    bmax = select(bmax < a, a, bmax);
-  }
+  const F32 bmax = largest_of(w);
   const float* factor = args.factor + k * args.k + k;
   const int candidates = candidate_count(args.rule);
   F32 best_loss = F32{};
@@ -182,6 +187,113 @@ void gptq(const GptqArgs& args) {
     }
     add_rows<-1>(args.w, group.error, args.factor + k * args.k, args.k, k + kBlock, args.k);
   }
+}
+
+// ---- GPTQ with several versions of a row ----
+
+// Codes and losses of every candidate for the group at k, on top of each version's loss so far.
+struct Expansion {
+  static constexpr int kMost = 16;
+  int candidates = 0;
+  uint8_t codes[kMost][kLanes];
+  float total[kMost][kLanes];
+};
+
+inline void expand(
+    const F32* w, const GptqArgs& args, int64_t k, const float* so_far, Expansion& out) {
+  const F32 bmax = largest_of(w);
+  const float* factor = args.factor + k * args.k + k;
+  out.candidates = candidate_count(args.rule);
+  for (int c = 0; c < out.candidates; ++c) {
+    for (int lane = 0; lane < kLanes; ++lane)
+      out.codes[c][lane] = candidate_code(args.rule, c, bmax[lane], args.scale.enc);
+    const Scale scale = scale_of(out.codes[c], args.scale);
+    Group trial;
+    const F32 loss = round_group<false>(w, &scale, args.scale, factor, args.k, trial);
+    for (int lane = 0; lane < kLanes; ++lane) {
+      out.total[c][lane] = so_far[lane] + loss[lane];
+      for (int earlier = 0; earlier < c; ++earlier)  // clamped to the same code: the same version
+        if (out.codes[earlier][lane] == out.codes[c][lane]) out.total[c][lane] = INFINITY;
+    }
+  }
+}
+
+// The `beam` best of one row's versions and candidates, best first, into its lanes.
+inline void keep_best(
+    const Expansion& from, int first, int beam, uint8_t* parents, uint8_t* codes, float* so_far) {
+  int count = 0;
+  int lanes[kLanes], candidates[kLanes];
+  float totals[kLanes];
+  for (int c = 0; c < from.candidates; ++c) {
+    for (int lane = first; lane < first + beam; ++lane) {
+      const float total = from.total[c][lane];
+      int at = count;
+      while (at > 0 && total < totals[at - 1]) --at;
+      if (at == beam) continue;
+      count = count < beam ? count + 1 : beam;
+      for (int i = count - 1; i > at; --i) {
+        totals[i] = totals[i - 1];
+        lanes[i] = lanes[i - 1];
+        candidates[i] = candidates[i - 1];
+      }
+      totals[at] = total;
+      lanes[at] = lane;
+      candidates[at] = c;
+    }
+  }
+  for (int i = 0; i < beam; ++i) {
+    parents[first + i] = uint8_t(lanes[i]);
+    codes[first + i] = from.codes[candidates[i]][lanes[i]];
+    so_far[first + i] = totals[i];
+  }
+}
+
+inline void shuffle(float* w, int64_t begin, int64_t end, const uint8_t* parents) {
+  bool moves = false;
+  for (int lane = 0; lane < kLanes; ++lane) moves = moves || parents[lane] != lane;
+  for (int64_t j = begin; moves && j < end; ++j) {
+    float* at = w + j * kLanes;
+    float old[kLanes];
+    std::memcpy(old, at, sizeof old);
+    for (int lane = 0; lane < kLanes; ++lane) at[lane] = old[parents[lane]];
+  }
+}
+
+// From each row's best version back to its start, into the row's first lane.
+inline void trace_back(const BeamArgs& args) {
+  for (int first = 0; first < kLanes; first += args.beam) {
+    int lane = first;
+    for (int64_t block = args.gptq.k / kBlock - 1; block >= 0; --block) {
+      for (int64_t k = block * kBlock; k < (block + 1) * kBlock; ++k)
+        args.gptq.levels[k * kLanes + first] = args.gptq.levels[k * kLanes + lane];
+      args.gptq.scales[block * kLanes + first] = args.gptq.scales[block * kLanes + lane];
+      lane = args.parents[block * kLanes + lane];
+    }
+  }
+}
+
+void gptq_beam(const BeamArgs& args) {
+  const GptqArgs& gptq = args.gptq;
+  float so_far[kLanes];
+  for (int lane = 0; lane < kLanes; ++lane) so_far[lane] = lane % args.beam == 0 ? 0 : INFINITY;
+  for (int64_t k = 0; k < gptq.k; k += kBlock) {
+    F32 w[kBlock];
+    for (int i = 0; i < kBlock; ++i) w[i] = load(gptq.w + (k + i) * kLanes);
+    Expansion expansion;
+    expand(w, gptq, k, so_far, expansion);
+    uint8_t* codes = gptq.scales + k / kBlock * kLanes;
+    uint8_t* parents = args.parents + k / kBlock * kLanes;
+    for (int first = 0; first < kLanes; first += args.beam)
+      keep_best(expansion, first, args.beam, parents, codes, so_far);
+    shuffle(gptq.w, k, gptq.k, parents);
+    for (int i = 0; i < kBlock; ++i) w[i] = load(gptq.w + (k + i) * kLanes);
+    const Scale scale = scale_of(codes, gptq.scale);
+    Group group;
+    round_group<false>(w, &scale, gptq.scale, gptq.factor + k * gptq.k + k, gptq.k, group);
+    for (int i = 0; i < kBlock; ++i) store(gptq.levels + (k + i) * kLanes, group.level[i]);
+    add_rows<-1>(gptq.w, group.error, gptq.factor + k * gptq.k, gptq.k, k + kBlock, gptq.k);
+  }
+  trace_back(args);
 }
 
 // ---- Coordinate descent ----

@@ -36,6 +36,14 @@ struct GptqArgs {
   uint8_t* scales = nullptr;       // [K / 16, lanes] out; in when order is given
 };
 
+// GPTQ that keeps `beam` versions of each row (a power of two, at most the lanes), side by side in
+// as many lanes; the best of a row ends in its first.
+struct BeamArgs {
+  GptqArgs gptq;  // no order
+  int beam = 1;
+  uint8_t* parents = nullptr;  // [K / 16, lanes] scratch: the lane each version came from
+};
+
 struct RefineArgs {
   int64_t k = 0;
   TensorScale scale{};
@@ -50,6 +58,7 @@ struct RefineArgs {
 struct LaneKernels {
   const char* name;
   void (*gptq)(const GptqArgs& args);
+  void (*gptq_beam)(const BeamArgs& args);
   void (*refine)(const RefineArgs& args);
   // out[j] += sum over i < k of in[i] * m[i, j], j < columns, k a multiple of 16. in: [K, lanes];
   // out: [columns, lanes]

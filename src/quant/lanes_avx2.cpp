@@ -3,6 +3,6 @@
 
 namespace longspur::quant {
 
-extern const LaneKernels kLanesAvx2 = {"avx2", gptq, refine, multiply, subtract_rows};
+extern const LaneKernels kLanesAvx2 = {"avx2", gptq, gptq_beam, refine, multiply, subtract_rows};
 
 }  // namespace longspur::quant

@@ -3,6 +3,7 @@
 
 namespace longspur::quant {
 
-extern const LaneKernels kLanesAvx512 = {"avx512", gptq, refine, multiply, subtract_rows};
+extern const LaneKernels kLanesAvx512 = {"avx512", gptq,     gptq_beam,
+                                         refine,   multiply, subtract_rows};
 
 }  // namespace longspur::quant

@@ -3,6 +3,6 @@
 
 namespace longspur::quant {
 
-extern const LaneKernels kLanesPlain = {"plain", gptq, refine, multiply, subtract_rows};
+extern const LaneKernels kLanesPlain = {"plain", gptq, gptq_beam, refine, multiply, subtract_rows};
 
 }  // namespace longspur::quant

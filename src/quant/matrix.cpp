@@ -89,7 +89,10 @@ class LaneRows {
         w_(size_t(k * kLanes)),
         work_(size_t(k * kLanes)),
         levels_(size_t(k * kLanes)),
-        scales_(size_t(k / kBlock * kLanes)) {}
+        scales_(size_t(k / kBlock * kLanes)),
+        beam_levels_(size_t(k * kLanes)),
+        beam_scales_(scales_.size()),
+        parents_(scales_.size()) {}
 
   void run(const WeightView& w,
            int64_t row,
@@ -155,11 +158,32 @@ class LaneRows {
     args.factor = curvature.factor().data();
     args.importance = method.weighted ? curvature.diagonal().data() : nullptr;
     args.order = curvature.order().empty() ? nullptr : curvature.order().data();
-    load_weights(w, row, rows, work_, curvature.order());
     args.w = work_.data();
     args.levels = levels_.data();
     args.scales = scales_.data();
+    if (method.beam > 1) return gptq_beam(rows, args, method.beam);
+    load_weights(w, row, rows, work_, curvature.order());
     lane_kernels().gptq(args);
+  }
+
+  // lanes / beam rows at a time, each in `beam` lanes.
+  void gptq_beam(int rows, const GptqArgs& gptq, int beam) {
+    BeamArgs args{gptq, beam, parents_.data()};
+    args.gptq.levels = beam_levels_.data();
+    args.gptq.scales = beam_scales_.data();
+    for (int begin = 0; begin < rows; begin += kLanes / beam) {
+      for (int64_t i = 0; i < k_; ++i)
+        for (int lane = 0; lane < kLanes; ++lane)
+          work_[size_t(i * kLanes + lane)] = w_[size_t(i * kLanes + begin + lane / beam)];
+      lane_kernels().gptq_beam(args);
+      for (int lane = 0; lane < kLanes; lane += beam) {
+        const int to = begin + lane / beam;
+        for (size_t i = 0; i < beam_levels_.size(); i += kLanes)
+          levels_[i + size_t(to)] = beam_levels_[i + size_t(lane)];
+        for (size_t i = 0; i < beam_scales_.size(); i += kLanes)
+          scales_[i + size_t(to)] = beam_scales_[i + size_t(lane)];
+      }
+    }
   }
 
   void refine(const TensorScale& scale, const Curvature& curvature, const MatrixMethod& method) {
@@ -196,6 +220,8 @@ class LaneRows {
   int64_t k_;
   std::vector<float> w_, work_, levels_;  // [K, lanes]
   std::vector<uint8_t> scales_;           // [K / 16, lanes]
+  std::vector<float> beam_levels_;        // of the versions of some rows
+  std::vector<uint8_t> beam_scales_, parents_;
 };
 
 }  // namespace

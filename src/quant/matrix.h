@@ -12,6 +12,8 @@
 //              rule's candidates compete: by their plain error on the weights as they stand then
 //              (kGroupStart) or by the group's loss sum ((w - q) / U_jj)^2 of a trial run with
 //              feedback (kSimulated).
+//              With a beam, several versions of each row go on, those of least loss so far, and the
+//              choice between their scales is made by what comes after.
 //   refine     sweeps of coordinate descent after either: block by block, each of the scales around
 //              the present one is tried with the codes that descent under H gives it, and the best
 //              stands. The error under H never grows.
@@ -67,6 +69,7 @@ struct MatrixMethod {
   bool act_order = false;
   double damping = 0.01;   // of H's mean diagonal, added to the diagonal
   double shrinkage = 0.0;  // H becomes (1 - s) H + s diag(H): less faith in the calibration text
+  int beam = 1;            // versions of a row that gptq keeps: 1, 2, 4, 8 or 16
   int refine = 0;          // sweeps of coordinate descent
 };
 

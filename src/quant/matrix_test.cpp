@@ -295,6 +295,10 @@ TEST(Methods, RefuseBadInputWithAName) {
   MatrixMethod rotated = method;
   rotated.recipe.hadamard = true;
   EXPECT_THAT(quantize(c.view(), 1, rotated), ThrowsMessage<Error>(HasSubstr("rotation")));
+  MatrixMethod wide = method;
+  wide.beam = 3;
+  EXPECT_THAT([&] { Curvature(c.calibration(), wide, pool); },
+              ThrowsMessage<Error>(HasSubstr("beam: found 3, expected a power of two")));
   c.w[37] = NAN;
   EXPECT_THAT(quantize(c.view(), 1, method),
               ThrowsMessage<Error>(HasSubstr("found nan in row 1, column 5")));
