@@ -12,8 +12,8 @@ namespace qgemm = kernels::qgemm;
 
 namespace {
 
-constexpr int64_t kTokens = 2048;  // a block of tokens that is transposed and multiplied at once
-constexpr int64_t kPanel = 192;    // columns of the result a product: what the symmetric case skips
+constexpr int64_t kTokens = 512;  // a block of tokens that is transposed and multiplied at once
+constexpr int64_t kPanel = 192;   // columns of the result a product: what the symmetric case skips
 
 // to[k, t] = x[begin + t, k], tokens beyond the end zero. to: [K, kTokens]
 void transpose(const Matrix& x, int64_t begin, int64_t tokens, Matrix& to, ThreadPool& pool) {
@@ -61,6 +61,15 @@ void mirror(std::vector<float>& gram, int64_t k) {
       gram[size_t(row * k + column)] = gram[size_t(column * k + row)];
 }
 
+Matrix sample_of(const Matrix& x) {
+  Matrix sample(std::min(kSampleRows, x.rows), x.width);
+  for (int64_t i = 0; i < sample.rows; ++i) {
+    const float* from = x.row(i * x.rows / sample.rows);
+    std::copy(from, from + x.width, sample.row(i));
+  }
+  return sample;
+}
+
 }  // namespace
 
 std::vector<float> InputStats::diagonal() const {
@@ -96,6 +105,7 @@ void add_inputs(const Matrix& x, InputStats& stats, ThreadPool& pool) {
   if (stats.k == 0) {
     stats.k = x.width;
     stats.absmax.resize(size_t(x.width), 0.0f);
+    stats.sample = sample_of(x);
   }
   LONGSPUR_ASSERT(stats.k == x.width);
   add_gram(x, x, stats.gram, pool);

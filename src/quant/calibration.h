@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "base/thread_pool.h"
@@ -17,6 +18,7 @@ struct InputStats {
   int64_t tokens = 0;
   std::vector<float> gram;    // [K, K], symmetric: sum over tokens of x^T x
   std::vector<float> absmax;  // [K]
+  Matrix sample;              // [some rows, K] of the inputs, evenly spread over the first batch
 
   std::vector<float> diagonal() const;  // [K]
   float largest() const;                // of absmax
@@ -25,8 +27,12 @@ struct InputStats {
 // gram += x^T y for x, y [T, K]. y = x: only the lower triangle is computed, then mirrored.
 void add_gram(const Matrix& x, const Matrix& y, std::vector<float>& gram, ThreadPool& pool);
 
+inline constexpr int64_t kSampleRows = 256;  // of InputStats::sample
+
 // Adds the rows of x to the statistics (empty ones begin here).
 void add_inputs(const Matrix& x, InputStats& stats, ThreadPool& pool);
+
+using LayerStats = std::array<InputStats, kSites>;
 
 // Collects the statistics of each product of one layer.
 class CalibrationObserver : public InputObserver {
@@ -34,12 +40,11 @@ class CalibrationObserver : public InputObserver {
   explicit CalibrationObserver(ThreadPool& pool) : pool_(pool) {}
   void reads(Site site, const Matrix& x) override { add_inputs(x, stats_[size_t(site)], pool_); }
 
-  const InputStats& of(Site site) const { return stats_[size_t(site)]; }
-  InputStats& of(Site site) { return stats_[size_t(site)]; }
+  LayerStats take() { return std::move(stats_); }
 
  private:
   ThreadPool& pool_;
-  std::array<InputStats, kSites> stats_;
+  LayerStats stats_;
 };
 
 }  // namespace longspur::quant

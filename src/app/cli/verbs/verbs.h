@@ -14,6 +14,7 @@ Verb generate_verb();
 Verb inspect_verb();
 Verb logits_verb();
 Verb perplexity_verb();
+Verb quantize_verb();
 Verb reference_verb();
 Verb tokenize_verb();
 
