@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstring>
 
 #include "base/shape.h"
@@ -59,16 +58,6 @@ void write_token(const Nvfp4Input& in, int64_t token) {
   }
 }
 
-// NaN when any element is not finite.
-float max_magnitude(const float* row, int64_t k) {
-  float largest = 0;
-  for (int64_t i = 0; i < k; ++i) {
-    if (!std::isfinite(row[i])) return NAN;
-    largest = std::max(largest, std::abs(row[i]));
-  }
-  return largest;
-}
-
 }  // namespace
 
 Nvfp4Input nvfp4_input(std::byte* base, int64_t t, int64_t k, int64_t stride) {
@@ -105,9 +94,8 @@ void encode_nvfp4(const Nvfp4Input& in, nvfp4::Rule rule, int64_t begin, int64_t
   args.recipe.rule = rule;
   args.codes = in.codes;
   args.scales = in.scales;
-  for (int64_t token = begin; token < end; ++token)
-    in.amax[token] = max_magnitude(in.rows + token * in.stride, in.k);
-  nvfp4::quantize_ref(args, begin, end);
+  nvfp4::max_magnitude(args.source, false, begin, end, in.amax + begin);
+  nvfp4::quantize(args, begin, end);
   for (int64_t token = begin; token < end; ++token) {
     in.multiplier[token] = nvfp4::tensor_scale(in.amax[token], args.recipe);
     write_token(in, token);

@@ -105,39 +105,48 @@ TEST_P(Nvfp4OnEveryIsa, FusedInputsAreQuantisedAsTheirFp32Rows) {
   }
 }
 
-// An activation row whose multiplier is 1 and whose blocks are exact in the format. Block 0 carries
-// the largest value and meets weights of scale zero, so that y is the sum of one block.
-struct ExactBlock {
+// An activation row whose multiplier is 1 and whose blocks are exact in the format, and a row of
+// weights for each block scale. Block 0 carries the largest value and meets weights of scale zero,
+// so that y is the sum of block 1 alone.
+struct ExactBlocks {
+  static constexpr int64_t kRows = 0x7f;
   std::vector<float> x = std::vector<float>(64, 0.0f);
-  std::vector<std::byte> stored = std::vector<std::byte>(36);
-  double expected = 0;
+  std::vector<std::byte> stored = std::vector<std::byte>(kRows * 36);
+  std::vector<double> expected = std::vector<double>(kRows, 0.0);
 
-  ExactBlock(Noise& noise, float top, uint8_t x_scale, uint8_t w_scale, bool extreme) {
+  ExactBlocks(Noise& noise, float top, uint8_t x_scale) {
     x[0] = top;
-    stored[1] = std::byte(w_scale);
     for (size_t i = 0; i < 16; ++i) {
-      const uint32_t xc = i == 3 || extreme ? 7u : noise.bits() % 16u;
-      const uint32_t wc = extreme ? 15u : noise.bits() % 16u;
-      const float value = nvfp4::e2m1_decode(xc) * nvfp4::e4m3_decode(x_scale);
-      x[16 + i] = value;
-      stored[4 + 8 + i % 8] |= std::byte(wc << (i / 8 * 4));
-      expected += double(value) * double(nvfp4::e2m1_decode(wc) * nvfp4::e4m3_decode(w_scale));
+      const uint32_t code = i == 3 ? 7u : noise.bits() % 16u;
+      x[16 + i] = nvfp4::e2m1_decode(code) * nvfp4::e4m3_decode(x_scale);
+    }
+    for (size_t row = 0; row < kRows; ++row) {
+      std::byte* block = stored.data() + row * 36;
+      block[1] = std::byte(row);
+      for (size_t i = 0; i < 16; ++i) {
+        // Some rows have the largest sum there is: 6 with the sign of x.
+        const uint32_t largest = x[16 + i] < 0 ? 15u : 7u;
+        const uint32_t code = row % 8 == 6 ? largest : noise.bits() % 16u;
+        block[4 + 8 + i % 8] |= std::byte(code << (i / 8 * 4));
+        expected[row] += double(x[16 + i]) * double(nvfp4::e2m1_decode(code)) *
+                         double(nvfp4::e4m3_decode(uint32_t(row)));
+      }
     }
   }
 };
 
 TEST_P(Nvfp4OnEveryIsa, SumsOfABlockAreExact) {
   Noise noise(17);
-  const uint8_t scales[] = {1, 3, 7, 8, 0x0f, 0x31, 0x38, 0x47, 0x5d, 0x77};
   for (const Rule rule : kRules) {
     const float top = nvfp4::scale_top({.rule = rule});
-    for (const uint8_t x_scale : scales) {
-      for (uint32_t w_scale = 0; w_scale < 0x7f; ++w_scale) {
-        const ExactBlock block(noise, top, x_scale, uint8_t(w_scale), w_scale % 8 == 6);
-        const WeightRows rows{DType::kNVFP4, block.stored.data(), 1, 64};
-        EXPECT_EQ(double(multiply({rows}, block.x, {.rule = rule})[0]), block.expected)
-            << nvfp4::rule_name(rule) << " scales " << int(x_scale) << " " << w_scale;
-      }
+    for (const int code : {1, 3, 7, 8, 0x0f, 0x31, 0x38, 0x47, 0x5d, 0x77}) {
+      const auto x_scale = uint8_t(code);
+      const ExactBlocks blocks(noise, top, x_scale);
+      const WeightRows rows{DType::kNVFP4, blocks.stored.data(), ExactBlocks::kRows, 64};
+      const std::vector<float> y = multiply({rows}, blocks.x, {.rule = rule});
+      for (size_t row = 0; row < y.size(); ++row)
+        EXPECT_EQ(double(y[row]), blocks.expected[row])
+            << nvfp4::rule_name(rule) << " scales " << code << " " << row;
     }
   }
 }
