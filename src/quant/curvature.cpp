@@ -37,6 +37,9 @@ std::vector<float> damped(const Calibration& calibration,
                           const std::vector<float>& diagonal,
                           const MatrixMethod& method) {
   const int64_t k = calibration.k;
+  const double shrinkage = method.shrinkage == kAutomatic
+                               ? automatic_shrinkage(k, calibration.tokens)
+                               : method.shrinkage;
   std::vector<float> gram(calibration.gram, calibration.gram + k * k);
   const double size = mean(diagonal);
   for (int64_t i = 0; i < k; ++i) {
@@ -44,7 +47,7 @@ std::vector<float> damped(const Calibration& calibration,
     for (int64_t j = 0; j < k; ++j) {
       require(std::isfinite(row[j]), "calibration: found ", row[j], " at ", i, ", ", j,
               " of X^T X, expected finite sums");
-      row[j] *= float(1.0 - method.shrinkage);
+      row[j] *= float(1.0 - shrinkage);
     }
     row[i] = size > 0 ? float(double(diagonal[size_t(i)]) + method.damping * size) : 1.0f;
   }
@@ -54,8 +57,8 @@ std::vector<float> damped(const Calibration& calibration,
 void check_method(const MatrixMethod& method) {
   require(std::isfinite(method.damping) && method.damping >= 0, "damping: found ", method.damping,
           ", expected a finite number, not negative");
-  require(method.shrinkage >= 0 && method.shrinkage <= 1, "shrinkage: found ", method.shrinkage,
-          ", expected 0 .. 1");
+  require(method.shrinkage == kAutomatic || (method.shrinkage >= 0 && method.shrinkage <= 1),
+          "shrinkage: found ", method.shrinkage, ", expected 0 .. 1");
   require(method.beam > 0 && method.beam <= kLanes && (method.beam & (method.beam - 1)) == 0,
           "beam: found ", method.beam, ", expected a power of two, at most ", kLanes);
   require(method.beam == 1 || !method.act_order, "beam: found ", method.beam,
@@ -64,6 +67,22 @@ void check_method(const MatrixMethod& method) {
 }
 
 }  // namespace
+
+double automatic_shrinkage(int64_t channels, int64_t tokens) {
+  require(tokens > 0, "calibration: found ", tokens, " tokens, expected at least 1");
+  return std::min(0.5, 0.05 + 1.5 * double(channels) / double(tokens));
+}
+
+MatrixMethod best_method() {
+  MatrixMethod method;
+  method.kind = Kind::kGptq;
+  method.recipe.rule = kernels::nvfp4::Rule::kFullSweep;
+  method.beam = 4;
+  method.refine = 4;
+  method.damping = 0.02;
+  method.shrinkage = kAutomatic;
+  return method;
+}
 
 Curvature::Curvature(const Calibration& calibration, const MatrixMethod& method, ThreadPool& pool)
     : k_(calibration.k) {

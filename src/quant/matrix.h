@@ -54,10 +54,16 @@ struct Calibration {
   const float* gram = nullptr;      // [K, K], symmetric: X^T X, or null
   const float* diagonal = nullptr;  // [K]: its diagonal; may be null where gram is given
   int64_t k = 0;
+  int64_t tokens = 0;  // rows of X; asked for by kAutomatic only
 };
 
 enum class Kind { kRtn, kGptq };
 enum class ScaleChoice { kGroupStart, kSimulated };
+
+inline constexpr double kAutomatic = -1.0;
+// Share of H's off-diagonal that sampling makes worthless, found on layers of SmolLM2 with text
+// that calibration did not see: more channels for each token, less faith.
+double automatic_shrinkage(int64_t channels, int64_t tokens);
 
 struct MatrixMethod {
   Kind kind = Kind::kRtn;
@@ -67,11 +73,17 @@ struct MatrixMethod {
   // Columns by falling diagonal of H; the scales then come from the original weights (they are
   // needed before their group is complete), weighed by the diagonal.
   bool act_order = false;
-  double damping = 0.01;   // of H's mean diagonal, added to the diagonal
-  double shrinkage = 0.0;  // H becomes (1 - s) H + s diag(H): less faith in the calibration text
-  int beam = 1;            // versions of a row that gptq keeps: 1, 2, 4, 8 or 16
-  int refine = 0;          // sweeps of coordinate descent
+  double damping = 0.01;  // of H's mean diagonal, added to the diagonal
+  // H becomes (1 - s) H + s diag(H): less faith in the calibration text. kAutomatic: from the
+  // numbers of channels and tokens.
+  double shrinkage = 0.0;
+  int beam = 1;    // versions of a row that gptq keeps: 1, 2, 4, 8 or 16
+  int refine = 0;  // sweeps of coordinate descent
 };
+
+// The strongest combination: all scales, four versions of a row, coordinate descent, automatic
+// shrinkage.
+MatrixMethod best_method();
 
 // What gptq and refine need of H; the matrices that read one input share it.
 class Curvature {

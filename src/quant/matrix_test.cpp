@@ -211,6 +211,45 @@ TEST(Methods, RowsAreIndependent) {
   }
 }
 
+TEST(Shrinkage, MakesHItsDiagonalInTheEnd) {
+  const Case c = make_case(4, 48, 200, 32);
+  ThreadPool pool(1);
+  MatrixMethod method = gptq(nvfp4::Rule::kSweep);
+  for (const double shrinkage : {0.0, 0.25, 1.0}) {
+    method.shrinkage = shrinkage;
+    method.damping = 0;
+    const std::vector<float> h = Curvature(c.calibration(), method, pool).gram();
+    for (int64_t i = 0; i < c.k; ++i) {
+      for (int64_t j = 0; j < c.k; ++j) {
+        const float whole = c.gram[size_t(i * c.k + j)];
+        const float expected = i == j ? whole : float(1 - shrinkage) * whole;
+        EXPECT_FLOAT_EQ(h[size_t(i * c.k + j)], expected);
+      }
+    }
+  }
+}
+
+TEST(Shrinkage, AutomaticFallsWithTokensAndNeedsThem) {
+  EXPECT_GT(automatic_shrinkage(1536, 4096), automatic_shrinkage(576, 4096));
+  EXPECT_GT(automatic_shrinkage(576, 4096), automatic_shrinkage(576, 40960));
+  EXPECT_LE(automatic_shrinkage(4096, 1), 0.5);
+  const Case c = make_case(4, 48, 200, 33);
+  ThreadPool pool(1);
+  EXPECT_THAT([&] { Curvature(c.calibration(), best_method(), pool); },
+              ThrowsMessage<Error>(HasSubstr("found 0 tokens")));
+}
+
+// Few tokens, judged on many: what the sample says too much is left out.
+TEST(Shrinkage, HelpsOnInputsThatCalibrationDidNotSee) {
+  const Case few = make_case(64, 128, 160, 34);
+  Case many = make_case(64, 128, 4000, 34);
+  many.gram = make_case(64, 128, 4000, 35).gram;
+  MatrixMethod method = gptq(nvfp4::Rule::kSweep);
+  const double trusting = loss(many, run(few, method), many.gram);
+  method.shrinkage = 0.3;
+  EXPECT_LT(loss(many, run(few, method), many.gram), trusting);
+}
+
 // ---- Odd inputs ----
 
 TEST(Methods, DeadChannelsAreRoundedAndDisturbNothing) {
