@@ -22,10 +22,10 @@ namespace longspur::kernels::nvfp4::cuda {
 
 namespace {
 
-constexpr int kWarps = 16;
 constexpr int kTokenTile = 8;
 constexpr int kRowBytes = kChunk * 2;  // of x, one token and one chunk
-constexpr int kMostShared = 232448;    // bytes of shared memory a block can have
+constexpr int kSharedBytes = 233472;   // of a multiprocessor
+constexpr int kReserved = 1024;        // of each block
 
 struct Params {
   const uint8_t* packed;
@@ -35,8 +35,15 @@ struct Params {
   Finish finish;
 };
 
-template <int kTiles, int kTokenTiles>
+template <int kTileCount, int kTokenTileCount>
 struct Layout {
+  static constexpr int kTiles = kTileCount, kTokenTiles = kTokenTileCount;
+  // Two blocks a multiprocessor where x is small: one streams while the other adds up and ends, or
+  // the next product starts in its place.
+  static constexpr int kBlocks = kTokenTiles == 1 ? 2 : 1;
+  static constexpr int kWarps = 16 / kBlocks;
+  static constexpr int kThreads = kWarps * kWarp;
+  static constexpr int kMostBytes = kSharedBytes / kBlocks - kReserved;
   static constexpr int kXBytes = kTokenTiles * kTokenTile * kRowBytes;  // a chunk of x
   static constexpr int kSumFloats = kTokenTiles * kTileRows * kTokenTile;
   // Chunks of x in flight beside the present one.
@@ -46,7 +53,7 @@ struct Layout {
   }
   static constexpr int most_stages() {
     int stages = 2;
-    while (stages < 8 && bytes(stages + 1) <= kMostShared) ++stages;
+    while (stages < 8 && bytes(stages + 1) <= kMostBytes) ++stages;
     return stages;
   }
   static constexpr int kStages = most_stages();
@@ -55,28 +62,27 @@ struct Layout {
 };
 
 // Walks a warp's steps: row tiles of a chunk, chunks of a unit, units of the block.
-template <int kTiles>
+template <class L>
 struct Cursor {
   int tile = 0, chunk, unit, stage = 0, x_stage = 0;
 
   __device__ Cursor(int warp) : chunk(warp), unit(int(blockIdx.x)) {}
   __device__ bool valid(const Params& p) const { return unit < p.units && chunk < p.chunks; }
-  template <class L>
   __device__ void advance(const Params& p, int warp) {
     stage = stage + 1 == L::kStages ? 0 : stage + 1;
-    if (++tile < kTiles) return;
+    if (++tile < L::kTiles) return;
     tile = 0;
     x_stage = x_stage + 1 == L::kXStages ? 0 : x_stage + 1;
-    chunk += kWarps;
+    chunk += L::kWarps;
     if (chunk < p.chunks) return;
     chunk = warp;
     unit += int(gridDim.x);
   }
 };
 
-template <class L, int kTiles>
-__device__ void issue_weights(const Params& p, const Cursor<kTiles>& at, uint32_t ring, int lane) {
-  const int tile = min(at.unit * kTiles + at.tile, p.tiles - 1);
+template <class L>
+__device__ void issue_weights(const Params& p, const Cursor<L>& at, uint32_t ring, int lane) {
+  const int tile = min(at.unit * L::kTiles + at.tile, p.tiles - 1);
   const uint8_t* from = p.packed +
                         (int64_t(tile / kGroupTiles) * p.chunks + at.chunk) * kGroupBytes +
                         tile % kGroupTiles * kTileBytes + lane * 16;
@@ -89,8 +95,8 @@ __device__ void issue_weights(const Params& p, const Cursor<kTiles>& at, uint32_
 // x of a chunk, [tokens][16 units of 16 bytes], a unit's place rotated by its token: the eight rows
 // that ldmatrix reads together lie in different banks. Tokens that do not exist are left as they
 // are: a column of the product depends on its own column of x only.
-template <class L, int kTiles>
-__device__ void issue_x(const Params& p, const Cursor<kTiles>& at, uint32_t x_ring, int lane) {
+template <class L>
+__device__ void issue_x(const Params& p, const Cursor<L>& at, uint32_t x_ring, int lane) {
   const auto* x = static_cast<const uint8_t*>(p.x);
   for (int i = lane; i < p.m * 16; i += kWarp) {
     const int token = i / 16, unit = i % 16;
@@ -150,19 +156,19 @@ __device__ void multiply(float (&sum)[kTokenTiles][4],
 
 // Adds up the warps' sums of each tile in the order of the warps and stores them. Two buffers: a
 // warp writes the next tile's while others still read this one's.
-template <int kTiles, int kTokenTiles>
+template <class L>
 __device__ void reduce(const Params& p,
                        int unit,
-                       const float (&sums)[kTiles][kTokenTiles][4],
+                       const float (&sums)[L::kTiles][L::kTokenTiles][4],
                        float* buffers) {
-  constexpr int kFloats = Layout<kTiles, kTokenTiles>::kSumFloats;
+  constexpr int kFloats = L::kSumFloats, kWarps = L::kWarps;
   const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
   __syncthreads();  // the buffers may still be read for the unit before
 #pragma unroll
-  for (int r = 0; r < kTiles; ++r) {
+  for (int r = 0; r < L::kTiles; ++r) {
     float* buffer = buffers + r % 2 * kWarps * kFloats;
 #pragma unroll
-    for (int nt = 0; nt < kTokenTiles; ++nt) {
+    for (int nt = 0; nt < L::kTokenTiles; ++nt) {
       reinterpret_cast<float4*>(buffer + warp * kFloats + nt * 128)[lane] =
           make_float4(sums[r][nt][0], sums[r][nt][1], sums[r][nt][2], sums[r][nt][3]);
     }
@@ -170,7 +176,7 @@ __device__ void reduce(const Params& p,
     const int i = int(threadIdx.x);
     if (i >= kFloats) continue;
     const int g = i % 128 / 16, t = i % 16 / 4, e = i % 4;
-    const int row = (unit * kTiles + r) * kTileRows + g + e / 2 * 8;
+    const int row = (unit * L::kTiles + r) * kTileRows + g + e / 2 * 8;
     const int token = i / 128 * kTokenTile + 2 * t + e % 2;
     if (token >= p.m || row >= p.finish.n) continue;
     float sum = 0;
@@ -180,9 +186,9 @@ __device__ void reduce(const Params& p,
   }
 }
 
-template <class Element, int kTiles, int kTokenTiles>
-__global__ void __launch_bounds__(kWarps* kWarp, 1) few_tokens_mma_sm80(const Params p) {
-  using L = Layout<kTiles, kTokenTiles>;
+template <class Element, class L>
+__global__ void __launch_bounds__(L::kThreads, L::kBlocks) few_tokens_mma_sm80(const Params p) {
+  constexpr int kTiles = L::kTiles, kTokenTiles = L::kTokenTiles, kWarps = L::kWarps;
   extern __shared__ __align__(128) uint8_t shared[];
   let_next_start();
   const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
@@ -192,18 +198,18 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) few_tokens_mma_sm80(const Pa
   auto* buffers = reinterpret_cast<float*>(
       shared + kWarps * (L::kStages * kTileBytes + L::kXStages * L::kXBytes));
 
-  Cursor<kTiles> ahead(warp), at(warp), first_x(warp);
+  Cursor<L> ahead(warp), at(warp), first_x(warp);
   for (int i = 0; i < L::kStages - 1; ++i) {
     if (ahead.valid(p)) {
       issue_weights<L>(p, ahead, ring, lane);
-      ahead.template advance<L>(p, warp);
+      ahead.advance(p, warp);
     }
     commit_copies();
   }
   wait_for_previous();
   for (int i = 0; i < L::kStages - 1 && first_x.valid(p); ++i) {
     if (first_x.tile == 0) issue_x<L>(p, first_x, x_ring, lane);
-    first_x.template advance<L>(p, warp);
+    first_x.advance(p, warp);
   }
   commit_copies();
 
@@ -218,7 +224,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) few_tokens_mma_sm80(const Pa
         if (ahead.valid(p)) {
           issue_weights<L>(p, ahead, ring, lane);
           if (ahead.tile == 0) issue_x<L>(p, ahead, x_ring, lane);
-          ahead.template advance<L>(p, warp);
+          ahead.advance(p, warp);
         }
         commit_copies();
         // The first x came after the first weights: everything but the newest copies.
@@ -230,29 +236,29 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) few_tokens_mma_sm80(const Pa
         __syncwarp();  // the other lanes' copies too
         if (r == 0) load_x<kTokenTiles>(b, x_ring + uint32_t(at.x_stage * L::kXBytes), lane);
         multiply<Element, kTokenTiles>(sums[r], ring + uint32_t(at.stage * kTileBytes), b, lane);
-        at.template advance<L>(p, warp);
+        at.advance(p, warp);
       }
     }
-    reduce<kTiles, kTokenTiles>(p, unit, sums, buffers);
+    reduce<L>(p, unit, sums, buffers);
   }
 }
 
-template <class Element, int kTiles, int kTokenTiles>
+template <class Element, class L>
 cudaError_t launch(Params p, int multiprocessors, cudaStream_t stream) {
-  p.units = (p.tiles + kTiles - 1) / kTiles;
-  return launch_shared(few_tokens_mma_sm80<Element, kTiles, kTokenTiles>,
-                       dim3(unsigned(std::min(p.units, multiprocessors))), kWarps * kWarp, 1,
-                       Layout<kTiles, kTokenTiles>::kBytes, stream, p);
+  p.units = (p.tiles + L::kTiles - 1) / L::kTiles;
+  return launch_shared(few_tokens_mma_sm80<Element, L>,
+                       dim3(unsigned(std::min(p.units, L::kBlocks * multiprocessors))), L::kThreads,
+                       1, L::kBytes, stream, p);
 }
 
-// Row tiles a block: those that leave the fewest rounds of tiles over the multiprocessors; of
+// Row tiles a block: those that leave the fewest rounds of tiles over the places for blocks; of
 // equals the most, since x is read once a block.
-int tiles_a_block(int64_t tiles, int multiprocessors) {
+int tiles_a_block(int64_t tiles, int slots) {
   int best = 1;
   int64_t best_rounds = INT64_MAX;
   for (const int count : {1, 2, 3, 4, 6, 7, 8}) {
     const int64_t units = (tiles + count - 1) / count;
-    const int64_t rounds = (units + multiprocessors - 1) / multiprocessors * count;
+    const int64_t rounds = (units + slots - 1) / slots * count;
     if (rounds <= best_rounds) {
       best = count;
       best_rounds = rounds;
@@ -266,21 +272,21 @@ constexpr int most_tiles(int token_tiles) { return token_tiles == 1 ? 8 : 4; }
 
 template <class Element, int kTokenTiles>
 cudaError_t launch_tiles(const Params& p, int multiprocessors, cudaStream_t stream) {
-  const int count = tiles_a_block(p.tiles, multiprocessors);
+  const int count = tiles_a_block(p.tiles, Layout<1, kTokenTiles>::kBlocks * multiprocessors);
   if constexpr (most_tiles(kTokenTiles) > 4) {
-    if (count == 6) return launch<Element, 6, kTokenTiles>(p, multiprocessors, stream);
-    if (count == 7) return launch<Element, 7, kTokenTiles>(p, multiprocessors, stream);
-    if (count == 8) return launch<Element, 8, kTokenTiles>(p, multiprocessors, stream);
+    if (count == 6) return launch<Element, Layout<6, kTokenTiles>>(p, multiprocessors, stream);
+    if (count == 7) return launch<Element, Layout<7, kTokenTiles>>(p, multiprocessors, stream);
+    if (count == 8) return launch<Element, Layout<8, kTokenTiles>>(p, multiprocessors, stream);
   }
   switch (count) {
     case 1:
-      return launch<Element, 1, kTokenTiles>(p, multiprocessors, stream);
+      return launch<Element, Layout<1, kTokenTiles>>(p, multiprocessors, stream);
     case 2:
-      return launch<Element, 2, kTokenTiles>(p, multiprocessors, stream);
+      return launch<Element, Layout<2, kTokenTiles>>(p, multiprocessors, stream);
     case 3:
-      return launch<Element, 3, kTokenTiles>(p, multiprocessors, stream);
+      return launch<Element, Layout<3, kTokenTiles>>(p, multiprocessors, stream);
     default:
-      return launch<Element, 4, kTokenTiles>(p, multiprocessors, stream);
+      return launch<Element, Layout<4, kTokenTiles>>(p, multiprocessors, stream);
   }
 }
 
