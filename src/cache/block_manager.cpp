@@ -8,8 +8,8 @@
 
 namespace longspur::cache {
 
-BlockManager::BlockManager(int64_t pages, int64_t pages_per_block)
-    : total_pages_(pages), pages_per_block_(pages_per_block) {
+BlockManager::BlockManager(int64_t pages, int64_t pages_per_block, int64_t side_blocks)
+    : total_pages_(pages), pages_per_block_(pages_per_block), side_blocks_(side_blocks) {
   require(pages_per_block >= 1, "pages a block: found ", pages_per_block, ", expected at least 1");
   require(pages >= pages_per_block && pages <= std::numeric_limits<int32_t>::max(),
           "cache pages: found ", pages, ", expected ", pages_per_block, " to 2^31 - 1");
@@ -30,8 +30,9 @@ BlockTable& BlockTable::operator=(BlockTable&& other) noexcept {
 }
 
 bool BlockTable::grow(int64_t tokens) {
-  const int64_t missing = ceil_div(tokens, kBlockTokens) - blocks();
+  int64_t missing = ceil_div(tokens, kBlockTokens) - blocks();
   if (missing <= 0) return true;
+  if (pages_.empty()) missing += manager_->side_blocks_;
   if (missing > manager_->free_blocks()) return false;
   auto& free = manager_->free_;
   for (int64_t i = 0; i < missing * manager_->pages_per_block_; ++i) {

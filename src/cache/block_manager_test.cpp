@@ -50,6 +50,32 @@ TEST(BlockManager, ReleaseAndMoveReturnEveryPageOnce) {
   EXPECT_EQ(manager.free_blocks(), 4);
 }
 
+TEST(BlockManager, SideBlocksComeWithTheFirstBlock) {
+  BlockManager manager(20, 2, 3);
+  {
+    BlockTable a(manager);
+    EXPECT_EQ(a.blocks(), 0);
+    ASSERT_TRUE(a.grow(65));
+    EXPECT_EQ(a.blocks(), 2);
+    EXPECT_EQ(manager.free_blocks(), 5);
+    ASSERT_TRUE(a.grow(129));
+    EXPECT_EQ(manager.free_blocks(), 4);
+    std::set<int32_t> pages;
+    for (int64_t slot = 0; slot < 2; ++slot) {
+      for (int64_t i = 0; i < 3; ++i) {
+        pages.insert(a.page(i, slot));
+        pages.insert(a.side_page(i, slot));
+      }
+    }
+    EXPECT_EQ(pages.size(), 12u);
+    BlockTable b(manager);
+    EXPECT_FALSE(b.grow(65));  // 2 + 3 of 4
+    EXPECT_TRUE(b.grow(64));
+    EXPECT_EQ(manager.free_blocks(), 0);
+  }
+  EXPECT_EQ(manager.free_blocks(), 10);
+}
+
 TEST(BlockManager, RefusesImpossibleSizes) {
   EXPECT_THROW(BlockManager(5, 0), Error);
   EXPECT_THROW(BlockManager(5, 6), Error);

@@ -40,6 +40,8 @@ void BatchBuilder::build(int64_t layers, int64_t kv_heads) {
   int64_t max_blocks = 0;
   for (int32_t length : kv_lens_)
     max_blocks = std::max(max_blocks, ceil_div(length, cache::kBlockTokens));
+  const int64_t sides = tables_.empty() ? 0 : tables_.front()->side_blocks();
+  max_blocks += sides;
   block_table_.assign(size_t(layers * sequences * kv_heads * max_blocks), -1);
   for (int64_t layer = 0; layer < layers; ++layer) {
     for (int64_t b = 0; b < sequences; ++b) {
@@ -49,6 +51,10 @@ void BatchBuilder::build(int64_t layers, int64_t kv_heads) {
             block_table_.data() + ((layer * sequences + b) * kv_heads + head) * max_blocks;
         for (int64_t block = 0; block < blocks; ++block) {
           row[block] = tables_[size_t(b)]->page(block, layer * kv_heads + head);
+        }
+        for (int64_t side = 0; side < sides; ++side) {
+          row[max_blocks - sides + side] =
+              tables_[size_t(b)]->side_page(side, layer * kv_heads + head);
         }
       }
     }

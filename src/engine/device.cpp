@@ -27,7 +27,7 @@ bool is_fp32(const EngineOptions& options) { return options.compute == Compute::
 
 runtime::CpuExecutorOptions cpu_options(const EngineOptions& options) {
   return {is_fp32(options), options.prefill_chunk, options.max_sequences,
-          activation_rule(options.activations)};
+          activation_rule(options.activations), options.kv_type == KvStorage::kNVFP4};
 }
 
 bool has_nvfp4(const models::DecoderTensors& tensors) {
@@ -98,7 +98,9 @@ DeviceMemoryNeeds device_memory_needs(const EngineOptions& options,
   DeviceMemoryNeeds needs;
   needs.weights_bytes = runtime::cpu_weights_bytes(tensors, is_fp32(options));
   needs.workspace_bytes = runtime::cpu_workspace_bytes(config, cpu_options(options));
-  needs.page_bytes = runtime::cpu_page_bytes(config, is_fp32(options));
+  const runtime::CpuCacheNeeds cache = runtime::cpu_cache_needs(config, cpu_options(options));
+  needs.page_bytes = cache.page_bytes;
+  needs.side_blocks = cache.side_blocks;
   needs.cache_share = int64_t(kHostCacheShare * double(available_memory()));
   return needs;
 }

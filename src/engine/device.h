@@ -31,6 +31,7 @@ struct DeviceMemoryNeeds {
   int64_t weights_bytes = 0;
   int64_t workspace_bytes = 0;
   int64_t page_bytes = 0;
+  int64_t side_blocks = 0;  // of each sequence, beside those of its tokens
   // Bytes the cache may take unless the caller names a number, and the most it can be given; the
   // latter is 0 where memory can be swapped and nobody knows.
   int64_t cache_share = 0;

@@ -32,7 +32,7 @@ class EngineImpl final : public Engine {
         model_(std::move(model)),
         pool_(options.threads > 0 ? options.threads : available_threads()),
         plan_(plan_memory(options, model_.config, model_.tensors)),
-        blocks_(plan_.pages, model_.config.layers * model_.config.kv_heads),
+        blocks_(plan_.pages, model_.config.layers * model_.config.kv_heads, plan_.side_blocks),
         scheduler_({options.prefill_chunk, options.max_sequences}),
         samplers_(size_t(pool_.size())) {
     if (!model_.chat_template.empty()) {

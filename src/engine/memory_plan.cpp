@@ -30,6 +30,16 @@ void validate_activations(const EngineOptions& options) {
                                   options.device, ", expected cpu"));
 }
 
+// Keys and values are NVFP4 in the CPU backend only, and never in reference arithmetic.
+void validate_cache(const EngineOptions& options) {
+  if (options.kv_type != KvStorage::kNVFP4) return;
+  if (options.compute == Compute::kFp32)
+    throw UsageError("kv-type nvfp4: found compute fp32, whose cache is fp32, expected default");
+  if (parse_device(options.device).cuda)
+    throw UnsupportedError(
+        concat("kv-type nvfp4: found device ", options.device, ", expected cpu"));
+}
+
 }  // namespace
 
 void validate_options(const EngineOptions& options) {
@@ -44,9 +54,7 @@ void validate_options(const EngineOptions& options) {
     throw UnsupportedError(
         concat("attention '", options.attention, "': only dense is built so far"));
   }
-  if (options.kv_type != KvStorage::kBF16) {
-    throw UnsupportedError("kv-type nvfp4: only bf16 is built so far");
-  }
+  validate_cache(options);
 }
 
 int64_t context_of(const EngineOptions& options, const io::ModelConfig& config) {
@@ -65,7 +73,9 @@ EnginePlan plan_memory(const EngineOptions& options,
   const int64_t block_bytes = needs.page_bytes * block_pages;
   plan.bytes.kv_bytes_per_token = block_bytes / cache::kBlockTokens;
 
-  const int64_t context_blocks = ceil_div(plan.max_context, cache::kBlockTokens);
+  plan.side_blocks = needs.side_blocks;
+  const int64_t context_blocks =
+      ceil_div(plan.max_context, cache::kBlockTokens) + needs.side_blocks;
   int64_t blocks = context_blocks * options.max_sequences;
   const int64_t budget = options.kv_bytes > 0 ? options.kv_bytes : needs.cache_share;
   require(needs.cache_limit == 0 || options.kv_bytes <= needs.cache_limit, "kv-bytes: found ",
@@ -74,7 +84,8 @@ EnginePlan plan_memory(const EngineOptions& options,
   blocks =
       std::min({blocks, budget / block_bytes, std::numeric_limits<int32_t>::max() / block_pages});
   if (blocks < context_blocks) {
-    throw Error(concat("cache: ", budget >> 20, " MiB hold ", blocks * cache::kBlockTokens,
+    const int64_t usable = std::max<int64_t>(0, blocks - needs.side_blocks);
+    throw Error(concat("cache: ", budget >> 20, " MiB hold ", usable * cache::kBlockTokens,
                        " tokens, expected at least one context of ", plan.max_context,
                        "; lower --max-context"));
   }

@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <map>
+#include <string>
 
 #include "base/error.h"
 #include "base/rng.h"
@@ -87,10 +89,10 @@ class Nvfp4Engine : public ::testing::Test {
     options.activations = activations;
     return options;
   }
-  static std::vector<float> logits(const EngineOptions& options) {
+  static std::vector<float> logits(const EngineOptions& options, int32_t length = 70) {
     const auto engine = Engine::load(options);
     std::vector<int32_t> tokens;
-    for (int32_t i = 0; i < 70; ++i) tokens.push_back(i * 7 % int32_t(kVocab));
+    for (int32_t i = 0; i < length; ++i) tokens.push_back(i * 7 % int32_t(kVocab));
     std::vector<float> out;
     engine->logits(tokens, false, [&](int64_t, int64_t rows, const float* row) {
       out.insert(out.end(), row, row + rows * int64_t(kVocab));
@@ -164,6 +166,84 @@ TEST_F(Nvfp4Engine, FourBitActivationsAreRefusedWhereTheyDoNotExist) {
   EXPECT_THROW(plan_memory(plain), Error);
   plain.activations = "default";
   EXPECT_NO_THROW(plan_memory(plain));
+}
+
+EngineOptions with_cache(EngineOptions options) {
+  options.kv_type = KvStorage::kNVFP4;
+  return options;
+}
+
+TEST_F(Nvfp4Engine, AnNvfp4CacheComesCloseToBf16AndIsUsed) {
+  constexpr int64_t kBlock = 64;
+  const std::vector<float> expected = logits(options(), 200),
+                           found = logits(with_cache(options()), 200);
+  EXPECT_GT(distance(found, expected), 1e-4);
+  EXPECT_LT(distance(found, expected), 0.1);
+  // The first block and the one that is not full are bf16, whoever reads them.
+  const auto first = [](const std::vector<float>& rows) {
+    return std::vector<float>(rows.begin(), rows.begin() + kBlock * int64_t(kVocab));
+  };
+  EXPECT_EQ(first(found), first(expected));
+  EXPECT_EQ(logits(with_cache(options()), 100), logits(options(), 100));
+}
+
+// The text of each request is its own, whatever runs beside it and whenever it is preempted: token
+// by token here, so that every position is computed alike.
+TEST_F(Nvfp4Engine, AnNvfp4CacheKeepsSequencesApart) {
+  const auto generate = [](EngineOptions options, int requests) {
+    options.prefill_chunk = 1;
+    options.max_context = 192;
+    const auto engine = Engine::load(options);
+    std::map<std::string, std::vector<int32_t>> tokens;
+    for (int i = 0; i < requests; ++i) {
+      Request request;
+      request.id = std::to_string(i);
+      for (int32_t t = 0; t < 3 + 40 * i; ++t)
+        request.prompt.push_back((t * 11 + i) % int32_t(kVocab));
+      request.sampling.max_tokens = 90;
+      request.sampling.temperature = 0;
+      request.sampling.ignore_eos = true;
+      engine->submit(request);
+    }
+    while (engine->busy()) {
+      for (const RequestUpdate& update : engine->step()) {
+        auto& own = tokens[update.id];
+        own.insert(own.end(), update.tokens.begin(), update.tokens.end());
+      }
+    }
+    return tokens;
+  };
+  EngineOptions one = with_cache(options());
+  one.max_sequences = 1;
+  const auto alone = generate(one, 3);
+  EngineOptions three = with_cache(options());
+  three.max_sequences = 3;
+  EXPECT_EQ(generate(three, 3), alone);
+  EngineOptions crowded = three;  // room for one context: the others are preempted
+  crowded.kv_bytes = plan_memory([&] {
+                       EngineOptions o = one;
+                       o.max_context = 192;
+                       return o;
+                     }())
+                         .kv_bytes;
+  EXPECT_EQ(generate(crowded, 3), alone);
+}
+
+TEST_F(Nvfp4Engine, AnNvfp4CacheTakesLessThanThreeTenths) {
+  EngineOptions o = options();
+  o.max_context = 8192;
+  o.max_sequences = 1;
+  o.kv_bytes = int64_t(1) << 32;
+  EXPECT_LE(double(plan_memory(with_cache(o)).kv_bytes), 0.30 * double(plan_memory(o).kv_bytes));
+}
+
+TEST_F(Nvfp4Engine, AnNvfp4CacheIsRefusedWhereItDoesNotExist) {
+  EngineOptions fp32 = with_cache(options());
+  fp32.compute = Compute::kFp32;
+  EXPECT_THROW(plan_memory(fp32), UsageError);
+  EngineOptions cuda = with_cache(options());
+  cuda.device = "cuda";
+  EXPECT_THROW(plan_memory(cuda), UnsupportedError);
 }
 
 TEST_F(Nvfp4Engine, AScaleThatIsNoNumberIsRefused) {

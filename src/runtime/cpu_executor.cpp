@@ -42,6 +42,11 @@ int64_t matmul_scratch(const io::ModelConfig& c, const CpuExecutorOptions& optio
   return bytes;
 }
 
+attention::KvType kv_type_of(const CpuExecutorOptions& options) {
+  if (options.nvfp4_cache) return attention::KvType::kNVFP4;
+  return options.fp32 ? attention::KvType::kF32 : attention::KvType::kBF16;
+}
+
 class CpuExecutor final : public Executor {
  public:
   CpuExecutor(const io::ModelConfig& config,
@@ -116,9 +121,7 @@ class CpuExecutor final : public Executor {
   }
 
  private:
-  attention::KvType kv_type() const {
-    return options_.fp32 ? attention::KvType::kF32 : attention::KvType::kBF16;
-  }
+  attention::KvType kv_type() const { return kv_type_of(options_); }
 
   static int64_t linear_bytes(const CpuLinear& linear) {
     int64_t bytes = 0;
@@ -195,9 +198,14 @@ int64_t cpu_weights_bytes(const models::DecoderTensors& tensors, bool fp32) {
   return bytes;
 }
 
-int64_t cpu_page_bytes(const io::ModelConfig& config, bool fp32) {
-  return attention::page_bytes(fp32 ? attention::KvType::kF32 : attention::KvType::kBF16,
-                               config.head_dim);
+CpuCacheNeeds cpu_cache_needs(const io::ModelConfig& config, const CpuExecutorOptions& options) {
+  const attention::KvType type = kv_type_of(options);
+  const int64_t d = config.head_dim;
+  if (type == attention::KvType::kNVFP4 && (d % 16 != 0 || d > attention::kMaxNvfp4Dim)) {
+    throw UnsupportedError(concat("kv-type nvfp4: found head size ", d,
+                                  ", expected a multiple of 16 up to ", attention::kMaxNvfp4Dim));
+  }
+  return {attention::page_bytes(type, d), attention::side_blocks(type)};
 }
 
 int64_t cpu_workspace_bytes(const io::ModelConfig& config, const CpuExecutorOptions& options) {

@@ -19,11 +19,17 @@ struct CpuExecutorOptions {
   int64_t max_sequences = 16;
   // NVFP4 matrices are multiplied with activations quantised to NVFP4 by this rule.
   std::optional<kernels::nvfp4::Rule> nvfp4_activations;
+  bool nvfp4_cache = false;  // keys and values in NVFP4; not with fp32
 };
 
 // Bytes the packed weights will take, from the tensors' headers alone.
 int64_t cpu_weights_bytes(const models::DecoderTensors& tensors, bool fp32);
-int64_t cpu_page_bytes(const io::ModelConfig& config, bool fp32);
+// Of the cache. side_blocks: blocks that a sequence takes beside those of its tokens. Throws
+// UnsupportedError for a head size that the cache's type cannot hold.
+struct CpuCacheNeeds {
+  int64_t page_bytes = 0, side_blocks = 0;
+};
+CpuCacheNeeds cpu_cache_needs(const io::ModelConfig& config, const CpuExecutorOptions& options);
 int64_t cpu_workspace_bytes(const io::ModelConfig& config, const CpuExecutorOptions& options);
 
 // progress(bytes of stored weights done). Tensors need not outlive the call.

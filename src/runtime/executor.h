@@ -20,6 +20,7 @@ struct ForwardBatch {
   // [B] length the dynamic rope scaling is taken at: of the whole prompt while it is prefilled.
   std::span<const int32_t> rope_lens;
   std::span<const int32_t> block_table;  // [layers, B, G, max_blocks] page ids
+  // Entries of a row; its last ones are the sequence's side pages, if the cache has them.
   int64_t max_blocks = 0;
   std::span<const int32_t> output_rows;  // [R] rows whose logits are wanted, rising
 };

@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/shape.h"
+#include "kernels/attention/nvfp4_page.h"
 #include "kernels/attention/paged.h"
 #include "kernels/attention/tile.h"
 
@@ -19,7 +20,9 @@ namespace {
 constexpr int64_t kSplitBlocks = 8;
 constexpr int64_t kAlign = 64;
 
-int64_t element_bytes(KvType type) { return type == KvType::kBF16 ? 2 : 4; }
+int64_t element_bytes(KvType type) {
+  return type == KvType::kF32 ? 4 : 2;
+}  // of a page as the tile reads it
 
 // How one sequence is cut.
 struct Cut {
@@ -53,7 +56,7 @@ int64_t partial_floats(const Cut& cut, int64_t kv_heads, int64_t dp) {
 }
 
 struct ScratchLayout {
-  int64_t s, p, q, o, total;  // byte offsets in one thread's part
+  int64_t s, p, q, o, page, total;  // byte offsets in one thread's part
 };
 ScratchLayout scratch_layout(KvType type, int64_t d) {
   ScratchLayout layout{};
@@ -66,6 +69,7 @@ ScratchLayout scratch_layout(KvType type, int64_t d) {
   layout.p = take(kMaxRows * kPageTokens * element_bytes(type));
   layout.q = take(kMaxRows * d * element_bytes(type));
   layout.o = take(kMaxRows * padded_dim(d) * 4);
+  layout.page = take(type == KvType::kNVFP4 ? page_bytes(KvType::kBF16, d) : 0);
   layout.total += kAlign * 2;  // keeps neighbours' lines apart
   return layout;
 }
@@ -128,9 +132,10 @@ class Run {
     }
     std::byte* own = threads_ + rank * layout_.total;
     const TileScratch scratch{reinterpret_cast<float*>(own + layout_.s), own + layout_.p,
-                              own + layout_.q, reinterpret_cast<float*>(own + layout_.o)};
+                              own + layout_.q, reinterpret_cast<float*>(own + layout_.o),
+                              own + layout_.page};
     const KernelTable& table = active_table();
-    (kv_.type == KvType::kBF16 ? table.attend_bf16 : table.attend_f32)(tile, scratch);
+    (kv_.type == KvType::kF32 ? table.attend_f32 : table.attend_bf16)(tile, scratch);
   }
 
   // Merges the splits of (sequence, KV head) pairs.
@@ -175,6 +180,9 @@ class Run {
     tile.pool = kv_.pool;
     tile.page_bytes = page_bytes(kv_.type, kv_.head_dim);
     tile.pages = kv_.block_table + (b * kv_.kv_heads + kv_head) * kv_.max_blocks;
+    tile.type = kv_.type;
+    tile.side = tile.pages + kv_.max_blocks - side_blocks(kv_.type);
+    tile.partial_block = cut.kv_len % kPageTokens == 0 ? -1 : cut.kv_len / kPageTokens;
     const int64_t first_key =
         args_.window > 0 ? std::max<int64_t>(0, tile.first_position + 1 - args_.window) : 0;
     tile.first_block = first_key / kPageTokens;
@@ -214,6 +222,7 @@ class Run {
 }  // namespace
 
 int64_t page_bytes(KvType type, int64_t head_dim) {
+  if (type == KvType::kNVFP4) return nvfp4_page_bytes(head_dim);
   return round_up(kPageTokens * (head_dim + padded_dim(head_dim)) * element_bytes(type), kAlign);
 }
 
@@ -251,9 +260,7 @@ void rope_append(Team& team,
   };
   int64_t units = 0;
   for (int64_t b = 0; b < shape.batch; ++b) units += units_of(b);
-  team.dynamic_for(units, 1, [&](int64_t unit, int64_t) {
-    int64_t b = 0;
-    for (; unit >= units_of(b); ++b) unit -= units_of(b);
+  const auto append_unit = [&](int64_t b, int64_t unit) {
     const int64_t start = first_position(b), block = start / kPageTokens + unit;
     const int64_t begin = std::max(start, block * kPageTokens);
     const int64_t end = std::min<int64_t>(shape.kv_lens[b], (block + 1) * kPageTokens);
@@ -267,9 +274,22 @@ void rope_append(Team& team,
     piece.type = kv.type;
     piece.pool = kv.pool;
     piece.page_bytes = page_bytes(kv.type, kv.head_dim);
-    piece.pages = kv.block_table + b * kv.kv_heads * kv.max_blocks + block;
+    const int32_t* row = kv.block_table + b * kv.kv_heads * kv.max_blocks;
+    piece.pages = row + block;
+    piece.side = row + kv.max_blocks - side_blocks(kv.type);
     piece.max_blocks = kv.max_blocks;
     active_table().append(piece);
+  };
+  team.dynamic_for(units, 1, [&](int64_t unit, int64_t) {
+    int64_t b = 0;
+    for (; unit >= units_of(b); ++b) unit -= units_of(b);
+    // The first block of a piece may fill the bf16 pages that the last one then takes over: one
+    // thread does both, in this order.
+    const int64_t last = units_of(b) - 1;
+    const bool ordered = kv.type == KvType::kNVFP4 && last > 0;
+    if (ordered && unit == last) return;
+    append_unit(b, unit);
+    if (ordered && unit == 0) append_unit(b, last);
   });
 }
 

@@ -6,7 +6,7 @@
 //
 // out[t, h] = sum_s softmax_s(scale * q[t, h] . k[s, h/(H/G)]) v[s, h/(H/G)] over the visible keys:
 // the query at position p sees keys s <= p and, with window > 0, s > p - window. Statistics are
-// fp32; P is rounded to bf16 for bf16 pages.
+// fp32; P is rounded to bf16 for bf16 and NVFP4 pages.
 #pragma once
 
 #include <cstddef>
@@ -18,9 +18,18 @@
 namespace longspur::kernels::attention {
 
 inline constexpr int kPageTokens = 64;
-enum class KvType { kBF16, kF32 };
+enum class KvType { kBF16, kF32, kNVFP4 };
 
-// Bytes of one page for head size D (padded inside; a multiple of 64).
+// kNVFP4: D is a multiple of 16, at most kMaxNvfp4Dim. Block 0 and the newest block, while it is
+// not full, are kept in bf16, in kSideBlocks further pages that each row of the block table ends
+// with; a block is quantised when its last token is appended (nvfp4_page.h).
+inline constexpr int64_t kMaxNvfp4Dim = 512;
+inline constexpr int64_t kSideBlocks = 8;
+inline constexpr int64_t side_blocks(KvType type) {
+  return type == KvType::kNVFP4 ? kSideBlocks : 0;
+}
+
+// Bytes of one page for head size D, padded inside.
 int64_t page_bytes(KvType type, int64_t head_dim);
 
 struct PagedKv {
@@ -29,8 +38,8 @@ struct PagedKv {
   int64_t kv_heads = 0;       // G
   std::byte* pool = nullptr;  // pages, 64-byte aligned
   const int32_t* block_table =
-      nullptr;  // [B, G, max_blocks] page ids of this layer; -1 beyond the end
-  int64_t max_blocks = 0;
+      nullptr;             // [B, G, max_blocks] page ids of this layer; -1 beyond the end
+  int64_t max_blocks = 0;  // with the side_blocks, the last of each row
 };
 
 // Packed batch: sequence b owns query rows cu_seqlens[b] .. cu_seqlens[b+1] and, when these rows

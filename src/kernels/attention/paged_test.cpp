@@ -55,6 +55,7 @@ class Cache {
   Cache(Heads heads, KvType type, std::vector<int64_t> lengths)
       : heads_(heads), type_(type), lengths_(std::move(lengths)) {
     for (const int64_t length : lengths_) max_blocks_ = std::max(max_blocks_, blocks(length));
+    max_blocks_ += side_blocks(type);
     const int64_t table = int64_t(lengths_.size()) * heads_.kv * max_blocks_;
     pool_ = AlignedBuffer(size_t(table * page_bytes(type, heads.dim)));
     // What an unused slot holds must never matter.
@@ -141,8 +142,8 @@ class Cache {
     return args;
   }
 
-  // Rotates the query heads of one row; for bf16 pages rounds them as the kernels do, so that the
-  // comparison is about everything else.
+  // Rotates the query heads of one row; for bf16 and NVFP4 pages rounds them as the kernels do, so
+  // that the comparison is about everything else.
   void rotate_query(float* q, int64_t position) const {
     const int64_t half = heads_.dim / 2;
     for (int64_t h = 0; h < heads_.q; ++h, q += heads_.dim) {
@@ -153,7 +154,7 @@ class Cache {
         q[i] = a * c - b * s;
         q[i + half] = b * c + a * s;
       }
-      if (type_ != KvType::kBF16) continue;
+      if (type_ == KvType::kF32) continue;
       const float factor = scale() * kLog2E;
       for (int64_t i = 0; i < heads_.dim; ++i)
         q[i] = bf16_to_float(float_to_bf16(q[i] * factor)) / factor;
@@ -190,13 +191,16 @@ void expect_close(const std::vector<float>& found,
 }
 
 constexpr Heads kShapes[] = {{9, 3, 64}, {4, 4, 128}, {7, 1, 80}, {6, 2, 18}, {50, 1, 16}};
-constexpr KvType kTypes[] = {KvType::kF32, KvType::kBF16};
+constexpr KvType kTypes[] = {KvType::kF32, KvType::kBF16, KvType::kNVFP4};
+
+bool accepts(KvType type, Heads heads) { return type != KvType::kNVFP4 || heads.dim % 16 == 0; }
 
 TEST(PagedAttention, PrefillOfOneSequenceMatchesTheReference) {
   ThreadPool pool(2);
   for_each_isa([&] {
     for (const Heads heads : kShapes) {
       for (const KvType type : kTypes) {
+        if (!accepts(type, heads)) continue;
         SCOPED_TRACE(concat(heads.q, "/", heads.kv, "/", heads.dim, " type ", int(type)));
         Cache cache(heads, type, {131});
         const std::vector<float> out = cache.step(pool, 0, 0, 131, 0);
@@ -211,6 +215,7 @@ TEST(PagedAttention, DecodeSplitOverItsKeysMatchesTheReference) {
   for_each_isa([&] {
     for (const Heads heads : kShapes) {
       for (const KvType type : kTypes) {
+        if (!accepts(type, heads)) continue;
         Cache cache(heads, type, {620});
         cache.step(pool, 0, 0, 618, 0);
         cache.step(pool, 0, 618, 619, 0);
@@ -312,6 +317,39 @@ TEST(PagedAttention, AppendingInPiecesFillsTheSamePages) {
       EXPECT_EQ(whole.reference(0, 150, 200, 0), pieces.reference(0, 150, 200, 0));
     }
   });
+}
+
+// Against bf16 pages of the same rows: the error of the format alone. With a window of one key the
+// output is that key's value as the page holds it.
+TEST(PagedAttention, Nvfp4KeepsValuesToItsPrecision) {
+  ThreadPool pool(2);
+  for_each_isa([&] {
+    Cache exact({1, 1, 64}, KvType::kBF16, {330}), packed({1, 1, 64}, KvType::kNVFP4, {330});
+    const std::vector<float> a = exact.step(pool, 0, 0, 330, 1),
+                             b = packed.step(pool, 0, 0, 330, 1);
+    double errors[6] = {}, sizes[6] = {};
+    for (size_t i = 0; i < a.size(); ++i) {
+      const size_t block = i / (64 * kPageTokens);
+      errors[block] += double(a[i] - b[i]) * double(a[i] - b[i]);
+      sizes[block] += double(a[i]) * double(a[i]);
+    }
+    for (int block = 0; block < 6; ++block) {
+      if (block == 0 || block == 5)
+        EXPECT_EQ(errors[block], 0.0) << block;  // sinks and the newest block: bf16
+      else
+        EXPECT_NEAR(errors[block] / sizes[block], .0067, .0007) << block;  // the sweep rule's
+    }
+  });
+}
+
+TEST(PagedAttention, Nvfp4PagesTakeLessThanThreeTenths) {
+  for (const int64_t d : {64, 80, 128, 256}) {
+    const int64_t blocks = 8192 / kPageTokens;
+    const double packed = double(page_bytes(KvType::kNVFP4, d) * (blocks + kSideBlocks));
+    EXPECT_LE(packed, 0.30 * double(page_bytes(KvType::kBF16, d) * blocks)) << d;
+    // a quarter of a bf16 page fits in a page
+    EXPECT_GE(page_bytes(KvType::kNVFP4, d) * 4, page_bytes(KvType::kBF16, d)) << d;
+  }
 }
 
 // A rotation by the difference of two positions: scores depend on distance alone.

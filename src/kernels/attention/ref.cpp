@@ -5,17 +5,54 @@
 #include <vector>
 
 #include "base/half.h"
+#include "kernels/attention/nvfp4_page.h"
 #include "kernels/attention/paged.h"
 #include "kernels/attention/tile.h"
+#include "kernels/nvfp4/codec.h"
 
 namespace longspur::kernels::attention {
 
 namespace {
 
+// Of a page in NVFP4 or, where that is not full or the first, of its quarters in bf16.
+double cached_nvfp4(const PagedKv& kv,
+                    const int32_t* row,
+                    int64_t kv_len,
+                    int64_t position,
+                    int64_t i,
+                    bool value) {
+  const int64_t block = position / kPageTokens, slot = position % kPageTokens, d = kv.head_dim;
+  const int64_t bytes = page_bytes(kv.type, d);
+  if (block == 0 || block == kv_len / kPageTokens) {
+    const Bf16Quarters quarters =
+        bf16_quarters(kv.pool, bytes, row + kv.max_blocks - kSideBlocks, block == 0);
+    const int64_t at =
+        value ? (slot / 2 * d + i) * 2 + slot % 2 : (i / 2 * kPageTokens + slot) * 2 + i % 2;
+    const int64_t quarter = kPageTokens * d / 2;  // elements
+    const auto* half = quarters[size_t((value ? 2 : 0) + at / quarter)];
+    return bf16_to_float(reinterpret_cast<const uint16_t*>(half)[at % quarter]);
+  }
+  const Nvfp4Page page{kv.pool + int64_t(row[block]) * bytes, d};
+  const uint32_t byte =
+      value ? page.value_codes()[slot / 2 * d + i] : page.key_codes()[i / 2 * kPageTokens + slot];
+  const uint32_t scale = value ? page.value_scales()[slot * (d / 16) + i / 16]
+                               : page.key_scales()[i / 16 * kPageTokens + slot];
+  const uint32_t code = byte >> ((value ? slot : i) % 2 * 4) & 15;
+  return std::ldexp(double(nvfp4::e2m1_decode(code)) * double(nvfp4::e4m3_decode(scale)),
+                    page.exponents()[value ? 1 : 0]);
+}
+
 // Element i of the key or value of `position`, whatever the page's layout.
-double cached(const PagedKv& kv, int64_t b, int64_t head, int64_t position, int64_t i, bool value) {
-  const int32_t id =
-      kv.block_table[(b * kv.kv_heads + head) * kv.max_blocks + position / kPageTokens];
+double cached(const PagedKv& kv,
+              int64_t kv_len,
+              int64_t b,
+              int64_t head,
+              int64_t position,
+              int64_t i,
+              bool value) {
+  const int32_t* row = kv.block_table + (b * kv.kv_heads + head) * kv.max_blocks;
+  if (kv.type == KvType::kNVFP4) return cached_nvfp4(kv, row, kv_len, position, i, value);
+  const int32_t id = row[position / kPageTokens];
   const std::byte* page = kv.pool + id * page_bytes(kv.type, kv.head_dim);
   const int64_t slot = position % kPageTokens, dp = padded_dim(kv.head_dim);
   if (value) page += value_offset(kv.type, kv.head_dim);
@@ -28,34 +65,53 @@ double cached(const PagedKv& kv, int64_t b, int64_t head, int64_t position, int6
   return bf16_to_float(reinterpret_cast<const uint16_t*>(page)[at]);
 }
 
+// Softmax of one query over keys [first, past) of one head, in double.
+void attend_row(const float* q,
+                const std::vector<double>& keys,
+                const std::vector<double>& values,
+                int64_t first,
+                int64_t past,
+                int64_t d,
+                double scale,
+                float* out) {
+  std::vector<double> scores, sums(static_cast<size_t>(d), 0.0);
+  double max = -HUGE_VAL, sum = 0.0;
+  for (int64_t s = first; s < past; ++s) {
+    double dot = 0.0;
+    for (int64_t i = 0; i < d; ++i) dot += double(q[i]) * keys[size_t(s * d + i)];
+    scores.push_back(dot * scale);
+    max = std::max(max, scores.back());
+  }
+  for (int64_t s = first; s < past; ++s) {
+    const double weight = std::exp(scores[size_t(s - first)] - max);
+    sum += weight;
+    for (int64_t i = 0; i < d; ++i) sums[size_t(i)] += weight * values[size_t(s * d + i)];
+  }
+  for (int64_t i = 0; i < d; ++i) out[i] = float(sums[size_t(i)] / sum);
+}
+
 }  // namespace
 
 void paged_attention_ref(const AttentionArgs& args, const BatchShape& shape, const PagedKv& kv) {
   const int64_t group = args.heads / kv.kv_heads, d = kv.head_dim;
   for (int64_t b = 0; b < shape.batch; ++b) {
     const int64_t tokens = shape.cu_seqlens[b + 1] - shape.cu_seqlens[b];
-    for (int64_t t = 0; t < tokens; ++t) {
-      const int64_t position = shape.kv_lens[b] - tokens + t;
-      const int64_t first = args.window > 0 ? std::max<int64_t>(0, position + 1 - args.window) : 0;
-      for (int64_t h = 0; h < args.heads; ++h) {
-        const float* q = args.q + (shape.cu_seqlens[b] + t) * args.ldq + h * d;
-        std::vector<double> scores, out(static_cast<size_t>(d), 0.0);
-        double max = -HUGE_VAL, sum = 0.0;
-        for (int64_t s = first; s <= position; ++s) {
-          double dot = 0.0;
-          for (int64_t i = 0; i < d; ++i)
-            dot += double(q[i]) * cached(kv, b, h / group, s, i, false);
-          scores.push_back(dot * args.scale);
-          max = std::max(max, scores.back());
+    const int64_t kv_len = shape.kv_lens[b];
+    for (int64_t g = 0; g < kv.kv_heads && tokens > 0; ++g) {
+      std::vector<double> keys, values;
+      for (int64_t s = 0; s < kv_len; ++s) {
+        for (int64_t i = 0; i < d; ++i) {
+          keys.push_back(cached(kv, kv_len, b, g, s, i, false));
+          values.push_back(cached(kv, kv_len, b, g, s, i, true));
         }
-        for (int64_t s = first; s <= position; ++s) {
-          const double weight = std::exp(scores[size_t(s - first)] - max);
-          sum += weight;
-          for (int64_t i = 0; i < d; ++i)
-            out[size_t(i)] += weight * cached(kv, b, h / group, s, i, true);
-        }
-        float* row = args.out + (shape.cu_seqlens[b] + t) * args.ldo + h * d;
-        for (int64_t i = 0; i < d; ++i) row[i] = float(out[size_t(i)] / sum);
+      }
+      for (int64_t row = 0; row < tokens * group; ++row) {
+        const int64_t t = row / group, head = g * group + row % group;
+        const int64_t past = kv_len - tokens + t + 1;
+        const int64_t first = args.window > 0 ? std::max<int64_t>(0, past - args.window) : 0;
+        attend_row(args.q + (shape.cu_seqlens[b] + t) * args.ldq + head * d, keys, values, first,
+                   past, d, double(args.scale),
+                   args.out + (shape.cu_seqlens[b] + t) * args.ldo + head * d);
       }
     }
   }

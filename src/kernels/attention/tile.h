@@ -20,7 +20,7 @@ inline constexpr float kLog2E = 1.4426950408889634f;
 inline int64_t padded_dim(int64_t d) { return (d + 15) / 16 * 16; }
 // Values of a page begin behind its keys.
 inline int64_t value_offset(KvType type, int64_t d) {
-  return kPageTokens * d * (type == KvType::kBF16 ? 2 : 4);
+  return kPageTokens * d * (type == KvType::kF32 ? 4 : 2);
 }
 
 struct Tile {
@@ -35,7 +35,10 @@ struct Tile {
   int64_t page_bytes;
   const int32_t* pages;  // page ids of this sequence and KV head, from its first block
   int64_t first_block, end_block;
-  int64_t later_block;  // where this thread will probably read next; -1: unknown
+  KvType type;
+  const int32_t* side;    // kNVFP4: the kSideBlocks pages in bf16
+  int64_t partial_block;  // kNVFP4: the block that is not full, or -1
+  int64_t later_block;    // where this thread will probably read next; -1: unknown
   // Results: normalised rows to out, or (o, m, l) of each row to partial when that is given.
   float* out;  // like q, at stride ldo
   int64_t ldo;
@@ -44,10 +47,11 @@ struct Tile {
 
 // Scratch of one thread, 64-byte aligned.
 struct TileScratch {
-  float* s;  // [kMaxRows, 64]
-  void* p;   // [kMaxRows, 64] of the page's type
-  void* q;   // [kMaxRows, D] of the page's type
-  float* o;  // [kMaxRows, padded_dim]
+  float* s;         // [kMaxRows, 64]
+  void* p;          // [kMaxRows, 64] of the page's type
+  void* q;          // [kMaxRows, D] of the page's type
+  float* o;         // [kMaxRows, padded_dim]
+  std::byte* page;  // kNVFP4: a page in bf16
 };
 
 // Tokens [first_row, end_row) of one sequence, all in one block: rotate q and k, append k and v.
@@ -61,6 +65,7 @@ struct AppendUnit {
   std::byte* pool;
   int64_t page_bytes;
   const int32_t* pages;  // page of KV head g of this block at pages[g * max_blocks]
+  const int32_t* side;   // kNVFP4: of KV head g at side[g * max_blocks]
   int64_t max_blocks;
 };
 

@@ -42,13 +42,16 @@ void attend(const Tile& tile, const TileScratch& scratch) {
   std::memset(scratch.o, 0, size_t(rows * dp) * sizeof(float));
   const int64_t last_position = tile.first_position + tile.tokens - 1;
   for (int64_t block = tile.first_block; block < tile.end_block; ++block) {
-    const std::byte* page = tile.pool + int64_t(tile.pages[block]) * tile.page_bytes;
+    const bool packed = tile.type == KvType::kNVFP4;
+    const std::byte* page = packed ? open_nvfp4(tile, block, scratch.page)
+                                   : tile.pool + int64_t(tile.pages[block]) * tile.page_bytes;
     const auto* keys = reinterpret_cast<const Word*>(page);
     const auto* values =
         reinterpret_cast<const Word*>(page + value_offset(PageType<Word>::kType, d));
     // A tile with few rows waits for memory, not for arithmetic: while it works on a page, the same
     // part of the next page is on its way.
-    const int64_t next_block = block + 1 < tile.end_block ? block + 1 : tile.later_block;
+    const int64_t following = block + 1 < tile.end_block ? block + 1 : tile.later_block;
+    const int64_t next_block = packed ? -1 : following;
     const std::byte* next =
         next_block < 0 ? nullptr : tile.pool + int64_t(tile.pages[next_block]) * tile.page_bytes;
     const auto* next_keys = reinterpret_cast<const Word*>(next);
@@ -135,7 +138,9 @@ void append(const AppendUnit& unit) {
     }
   }
   for (int64_t g = 0; g < unit.kv_heads; ++g) {
-    if (unit.type == KvType::kBF16)
+    if (unit.type == KvType::kNVFP4)
+      append_nvfp4(unit, g);
+    else if (unit.type == KvType::kBF16)
       append_page<uint32_t>(unit, g);
     else
       append_page<float>(unit, g);

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "kernels/attention/nvfp4_page.h"
 #include "kernels/attention/tile.h"
 
 namespace longspur::kernels::attention {
@@ -15,6 +16,8 @@ namespace {
 //
 #include "kernels/attention/cpu/step-inl.h"
 // clang-format keeps this order: each body needs the one before.
+#include "kernels/attention/cpu/nvfp4_page-inl.h"
+//
 #include "kernels/attention/cpu/attend-inl.h"
 //
 #include "kernels/attention/cpu/varlen-inl.h"

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/half.h"
+#include "kernels/attention/nvfp4_page.h"
 #include "kernels/attention/tile.h"
 
 namespace longspur::kernels::attention {
@@ -101,6 +102,8 @@ struct Simd {
 
 #include "kernels/attention/cpu/step-inl.h"
 // clang-format keeps this order: each body needs the one before.
+#include "kernels/attention/cpu/nvfp4_page-inl.h"
+//
 #include "kernels/attention/cpu/attend-inl.h"
 //
 #include "kernels/attention/cpu/varlen-inl.h"
