@@ -303,7 +303,110 @@ def hf_files():
     }
 
 
+# --- NVFP4 weights of a small model in each dialect ----------------------------------------------
+
+
+def nvfp4_parts(dialect, base):
+    """(name, type, shape, bytes) of the parts of a matrix [16, 16]."""
+    codes, scales = bytes(range(128)), bytes([0x38, 0x40, 0x30, 0x7E] * 4)
+    value = lambda number: struct.pack("<f", number)  # noqa: E731
+    if dialect == "modelopt":
+        return [
+            (base + "weight", "U8", [16, 8], codes),
+            (base + "weight_scale", "F8_E4M3", [16, 1], scales),
+            (base + "weight_scale_2", "F32", [], value(0.001)),
+            (base + "input_scale", "F32", [], value(0.01)),
+        ]
+    if dialect == "compressed-tensors":
+        return [
+            (base + "weight_packed", "U8", [16, 8], codes),
+            (base + "weight_scale", "F8_E4M3", [16, 1], scales),
+            (base + "weight_global_scale", "F32", [1], value(1000)),
+        ]
+    swizzled = bytearray(512)
+    for row in range(16):
+        swizzled[row * 16] = scales[row]
+    padded = b"".join(codes[8 * row : 8 * row + 8] + bytes(24) for row in range(16)) + bytes(
+        112 * 32
+    )
+    return [
+        (base + "quantized_weight_values", "U8", [128, 32], padded),
+        (base + "quantized_weight_scale_factors", "F8_E4M3", [512], bytes(swizzled)),
+        (base + "quantized_weight_amax", "F32", [1], value(0.5)),
+        (
+            base + "quantized_weight_metadata",
+            "I32",
+            [6],
+            struct.pack("<6i", 16, 16, 128, 64, 1, 1),
+        ),
+    ]
+
+
+def nvfp4_model(dialect, quantization=None, quant_config=None, change=None):
+    config = dict(
+        model_type="llama",
+        vocab_size=2,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        tie_word_embeddings=True,
+    )
+    if quantization:
+        config["quantization_config"] = quantization
+    layer = "model.layers.0."
+    parts = [("model.embed_tokens.weight", "BF16", [2, 16], b"\x80\x3f" * 32)]
+    for name in ("model.norm", layer + "input_layernorm", layer + "post_attention_layernorm"):
+        parts.append((name + ".weight", "BF16", [16], b"\x80\x3f" * 16))
+    for name in ("k", "v", "o"):
+        parts.append((f"{layer}self_attn.{name}_proj.weight", "BF16", [16, 16], b"\0\x3f" * 256))
+    for name in ("gate", "up"):
+        parts.append((f"{layer}mlp.{name}_proj.weight", "BF16", [16, 16], b"\0\x3f" * 256))
+    parts += nvfp4_parts(dialect, layer + "self_attn.q_proj.")
+    parts += nvfp4_parts(dialect, layer + "mlp.down_proj.")
+    if change:
+        parts = change(parts)
+    header, data = {}, b""
+    for name, dtype, shape, content in parts:
+        header[name] = entry(dtype, shape, len(data), len(data) + len(content))
+        data += content
+    text = json.dumps(config).encode() + b"\x1e"
+    text += json.dumps(quant_config).encode() if quant_config else b""
+    return text + b"\x1e" + safetensors(header, data)
+
+
+def nvfp4_files():
+    opt = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]}
+    weights = dict(num_bits=4, type="float", strategy="tensor_group", group_size=16)
+    packed = {
+        "quant_method": "compressed-tensors",
+        "format": "nvfp4-pack-quantized",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+    }
+    six = {"quant_method": "fouroversix", "dtype": "nvfp4", "scale_rule": "mse"}
+    layers = {"model.layers.0.mlp.up_proj": {"quant_algo": "NVFP4", "group_size": 16}}
+    mixed = {"quantization": {"quant_algo": "MIXED_PRECISION", "quantized_layers": layers}}
+    without = lambda end: lambda parts: [p for p in parts if not p[0].endswith(end)]  # noqa: E731
+
+    def with_bytes(end, content):
+        return lambda parts: [(*p[:3], content) if p[0].endswith(end) else p for p in parts]
+
+    return {
+        "modelopt": nvfp4_model("modelopt", opt),
+        "modelopt-file": nvfp4_model("modelopt", None, {"quantization": {"quant_algo": "NVFP4"}}),
+        "modelopt-mixed": nvfp4_model("modelopt", opt, mixed),
+        "modelopt-fp8": nvfp4_model("modelopt", None, {"quantization": {"quant_algo": "FP8"}}),
+        "compressed-tensors": nvfp4_model("compressed-tensors", packed),
+        "fouroversix": nvfp4_model("fouroversix", six),
+        "no-rule": nvfp4_model("fouroversix"),
+        "no-scale": nvfp4_model("modelopt", change=without("weight_scale_2")),
+        "swapped": nvfp4_model("modelopt", change=with_bytes("scale_2", struct.pack("<f", 1000))),
+        "bad-scales": nvfp4_model("modelopt", change=with_bytes("weight_scale", b"\x7f\x80" * 8)),
+    }
+
+
 def main():
+    write("nvfp4", nvfp4_files())
     write("safetensors", safetensors_files())
     write("gguf", gguf_files())
     write("hf_config", hf_files())

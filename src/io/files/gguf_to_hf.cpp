@@ -168,8 +168,10 @@ class TokenizerMaker {
                                                            {"eos_token", "eos_token_id"},
                                                            {"unk_token", "unknown_token_id"},
                                                            {"pad_token", "padding_token_id"}};
+    // One that is an ordinary piece would be cut out of texts there.
     for (const auto& [name, key] : kTokens)
-      if (const std::string* token = token_of(key)) config[name] = *token;
+      if (const std::string* token = token_of(key); token && is_added(token - tokens_.data()))
+        config[name] = *token;
     const std::string chat = source_.get_string("tokenizer.chat_template", "");
     if (!chat.empty() && is_utf8(chat)) config["chat_template"] = chat;
     return config;
@@ -177,10 +179,14 @@ class TokenizerMaker {
 
  private:
   // Token types of the format: 2 unknown, 3 control, 4 user-defined.
+  bool is_added(int64_t id) const {
+    return id < int64_t(types_.size()) && types_[size_t(id)] >= 2 && types_[size_t(id)] <= 4;
+  }
+
   json added_tokens() const {
     json added = json::array();
     for (size_t id = 0; id < types_.size(); ++id) {
-      if (types_[id] < 2 || types_[id] > 4) continue;
+      if (!is_added(int64_t(id))) continue;
       added.push_back({{"id", id},
                        {"content", tokens_[id]},
                        {"single_word", false},

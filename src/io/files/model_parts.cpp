@@ -140,22 +140,22 @@ std::vector<StoredPart> nvfp4_parts(
   throw InternalError("nvfp4_parts: found a value outside the enum");
 }
 
-std::vector<Bytes> encode_nvfp4(
-    ModelDialect dialect, const Nvfp4Matrix& m, int64_t heads, bool with_input, float top) {
-  // a matrix of zeros: readers expect a positive scale
-  const float multiplier = m.multiplier > 0.0f ? m.multiplier : 1.0f;
-  const float input = m.input_multiplier > 0.0f ? m.input_multiplier : 1.0f;
+std::vector<Bytes> encode_nvfp4(const Nvfp4Encoding& encoding, const Nvfp4Matrix& m) {
+  const auto positive = [](float multiplier) { return multiplier > 0.0f ? multiplier : 1.0f; };
+  const float multiplier = positive(encoding.multiplier);
+  const ModelDialect dialect = encoding.dialect;
   const auto direction = dialect == ModelDialect::kCompressedTensors ? ScaleDirection::kDivisor
                                                                      : ScaleDirection::kMultiplier;
   std::vector<Bytes> parts;
-  if (dialect == ModelDialect::kFourOverSix) return encode_fouroversix(m, multiplier, top);
+  if (dialect == ModelDialect::kFourOverSix) return encode_fouroversix(m, multiplier, encoding.top);
   if (dialect == ModelDialect::kGguf) {
-    parts = {gguf_blocks(m, heads)};
+    parts = {gguf_blocks(m, encoding.heads)};
   } else {
     parts = {bytes_of(m.codes), bytes_of(m.scales)};
   }
   parts.push_back(bytes_of(stored_scale(multiplier, direction)));
-  if (with_input) parts.push_back(bytes_of(stored_scale(input, direction)));
+  if (encoding.with_input)
+    parts.push_back(bytes_of(stored_scale(positive(encoding.input_multiplier), direction)));
   return parts;
 }
 

@@ -25,9 +25,16 @@ struct StoredPart {
 std::vector<StoredPart> nvfp4_parts(
     ModelDialect dialect, const std::string& name, int64_t rows, int64_t k, bool with_input);
 
-// Bytes of each part. heads: GGUF's permutation of the rows (interleaved_row). top: of fouroversix.
-std::vector<std::vector<std::byte>> encode_nvfp4(
-    ModelDialect dialect, const Nvfp4Matrix& matrix, int64_t heads, bool with_input, float top);
+struct Nvfp4Encoding {
+  ModelDialect dialect;
+  float multiplier, input_multiplier;  // 0: of zeros, stored as 1, as readers expect a positive one
+  int64_t heads;                       // GGUF's permutation of the rows (interleaved_row); 0: none
+  bool with_input;
+  float top;  // fouroversix: scale_top
+};
+// Bytes of each part; the multipliers of the matrix itself are not looked at.
+std::vector<std::vector<std::byte>> encode_nvfp4(const Nvfp4Encoding& encoding,
+                                                 const Nvfp4Matrix& matrix);
 
 // Values to kF32, kBF16, kF16 or kQ8_0 (whole blocks of 32). out: dtype_bytes(dtype,
 // values.size()).

@@ -156,7 +156,8 @@ class ModelWriter::Impl {
             ": found no scale of its input, expected the one that was declared");
     require(item.rows_missing != 0, where(matrix.name), ": written twice");
     item.rows_missing = 0;
-    write_nvfp4(item, matrix);
+    write_nvfp4(item, matrix, durable_multiplier(matrix.multiplier),
+                durable_multiplier(matrix.input_multiplier));
   }
 
   void write_values(const std::string& name, int64_t row, std::span<const float> values) {
@@ -371,9 +372,13 @@ class ModelWriter::Impl {
                  : write_folder_files(source_.folder, modules_, write);
   }
 
-  void write_nvfp4(const Item& item, const Nvfp4Matrix& matrix) {
-    const auto bytes = encode_nvfp4(options_.dialect, matrix, item.heads_to, modules_.with_input,
-                                    options_.scale_top);
+  void write_nvfp4(const Item& item,
+                   const Nvfp4Matrix& matrix,
+                   float multiplier,
+                   float input_multiplier) {
+    const auto bytes = encode_nvfp4({options_.dialect, multiplier, input_multiplier, item.heads_to,
+                                     modules_.with_input, options_.scale_top},
+                                    matrix);
     for (size_t i = 0; i < item.parts.size(); ++i) file_->write(item.parts[i].offset, bytes[i]);
   }
 
@@ -435,7 +440,8 @@ class ModelWriter::Impl {
                     matrix.scales.begin() + row * matrix.k / 16);
       }
     }
-    if (item.dtype == DType::kNVFP4) return write_nvfp4(item, matrix);
+    if (item.dtype == DType::kNVFP4)
+      return write_nvfp4(item, matrix, matrix.multiplier, matrix.input_multiplier);
     std::vector<float> values(size_t(matrix.k));
     for (int64_t row = 0; row < matrix.rows; ++row) {
       dequantize_nvfp4(matrix.codes.data() + row * matrix.k / 2,

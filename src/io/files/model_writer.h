@@ -71,6 +71,7 @@ class ModelWriter {
 
   // After the last declaration, before the first write: checks space and creates the files.
   void begin();
+  // Stores durable_multiplier of its multipliers.
   void write(const Nvfp4Matrix& matrix);
   // Rows [row, row + values.size() / k) of a tensor declared with declare_values; a vector is one
   // row. Every row once.

@@ -195,6 +195,35 @@ TEST(ModelWriter, DialectsFollowOneAnotherWithoutALoss) {
   }
 }
 
+// Scales of every size: what the writer stores survives the change of direction exactly.
+TEST(ModelWriter, ScalesOfItsFilesSurviveEveryDirection) {
+  const TempFolder root;
+  const std::string source = plain_folder(root);
+  const std::string a = root.file("a"), b = root.file("b"), c = root.file("c"), d = root.file("d");
+  ModelWriter writer(source, a, {.dialect = ModelDialect::kModelOpt});
+  for (const char* name : kMatrices) writer.declare_nvfp4(name, true);
+  writer.begin();
+  Noise noise(21);
+  for (const char* name : kMatrices) {
+    Nvfp4Matrix matrix = random_matrix(name, 1, true);
+    matrix.multiplier = (1.5f + noise.next()) / 2688.0f;
+    matrix.input_multiplier = (1.5f + noise.next()) / 26.0f;
+    writer.write(matrix);
+  }
+  writer.commit();
+  convert_model(a, b, {.dialect = ModelDialect::kCompressedTensors});
+  convert_model(b, c, {.dialect = ModelDialect::kGguf});
+  convert_model(c, d, {.dialect = ModelDialect::kModelOpt});
+  const auto first = open_any(a), last = open_any(d);
+  for (const TensorInfo& tensor : first->tensors()) {
+    if (tensor.dtype == DType::kBF16) continue;
+    const TensorInfo* other = last->find(tensor.name);
+    ASSERT_NE(other, nullptr);
+    EXPECT_TRUE(std::equal(tensor.data.begin(), tensor.data.end(), other->data.begin()))
+        << tensor.name;
+  }
+}
+
 // GGUF keeps q and k of the llama family with their rotary halves interleaved.
 TEST(ModelWriter, RowsArePermutedInGguf) {
   const TempFolder root;

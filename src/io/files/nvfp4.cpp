@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "base/error.h"
 #include "io/files/checked.h"
@@ -40,10 +41,17 @@ float multiplier_of(float stored, ScaleDirection direction) {
 float stored_scale(float multiplier, ScaleDirection direction) {
   if (direction == ScaleDirection::kMultiplier) return multiplier;
   const float inverse = 1.0f / multiplier;
+  if (!std::isfinite(inverse)) return std::numeric_limits<float>::max();  // as good as zeros
   for (const float candidate :
        {inverse, std::nextafter(inverse, 0.0f), std::nextafter(inverse, INFINITY)})
     if (1.0f / candidate == multiplier) return candidate;
   return inverse;
+}
+
+float durable_multiplier(float multiplier) {
+  if (!(multiplier > std::numeric_limits<float>::min())) return multiplier;
+  return multiplier_of(stored_scale(multiplier, ScaleDirection::kDivisor),
+                       ScaleDirection::kDivisor);
 }
 
 void to_gguf_blocks(const uint8_t* codes, const uint8_t* scales, int64_t k, std::byte* blocks) {

@@ -11,8 +11,8 @@
 //   GGUF               weight, type NVFP4: blocks of 64 with both            <name>.scale,
 //   multiplier
 //
-// Codes and block scales pass from any form to any other bit for bit. So does the multiplier, but
-// for a unit in the last place where no divisor has it as its inverse.
+// Codes and block scales pass from any form to any other bit for bit. So does a multiplier that is
+// the inverse of some float; else it changes by a unit in the last place when it becomes a divisor.
 #pragma once
 
 #include <cstddef>
@@ -31,6 +31,10 @@ enum class ScaleDirection { kMultiplier, kDivisor };
 float multiplier_of(float stored, ScaleDirection direction);
 // What to store so that multiplier_of gives `multiplier` again, if any float does.
 float stored_scale(float multiplier, ScaleDirection direction);
+
+// The float next to `multiplier`, or itself, that survives every change of direction: our own files
+// hold only such, so that converting them loses nothing.
+float durable_multiplier(float multiplier);
 
 struct Nvfp4Matrix {
   std::string name;               // of the weight, as the model's file calls it

@@ -85,6 +85,11 @@ std::string ggml_pre_name(const json& tokenizer, const std::string& where) {
     throw UnsupportedError(concat(where,
                                   ": pre_tokenizer: found one that GGUF has no name for, "
                                   "expected that of GPT-2, SmolLM, Llama-3 or Qwen2"));
+  const auto normalizer = tokenizer.find("normalizer");
+  const bool plain = normalizer == tokenizer.end() || normalizer->is_null() ||
+                     (name == "qwen2" && text(*normalizer, "type") == "NFC");
+  if (!plain)
+    throw UnsupportedError(concat(where, ": normalizer: found one that GGUF cannot state"));
   return name;
 }
 
