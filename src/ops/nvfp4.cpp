@@ -29,8 +29,9 @@ Nvfp4QuantizeProblem make_problem(const Nvfp4QuantizeArgs& args) {
   problem.transposed = args.transpose;
   problem.k = args.transpose ? args.x.size(0) : args.x.size(-1);
   problem.rows = problem.k == 0 ? 0 : args.x.numel() / problem.k;
-  problem.x =
-      with_contiguous_rows(args.transpose ? args.x : args.x.reshape({problem.rows, problem.k}));
+  const at::Tensor x = args.transpose ? args.x : args.x.reshape({problem.rows, problem.k});
+  const bool overlapping = x.stride(0) < x.size(1) && x.size(0) > 1;  // as expand() makes
+  problem.x = overlapping ? x.contiguous() : with_contiguous_rows(x);
   const auto options = args.x.options().dtype(at::kFloat);
   if (args.amax) problem.amax = args.amax->to(options).abs().contiguous();
   if (args.importance) problem.importance = args.importance->to(options).contiguous();

@@ -60,37 +60,32 @@ device::MatmulArgs make_args(const Nvfp4LinearProblem& problem, const at::Tensor
   return args;
 }
 
-at::Tensor packed_weight(const Nvfp4LinearProblem& problem) {
-  return PackedWeights::instance().find_or_pack(problem.given_codes, problem.given_scales);
-}
-
-bool accepts(const Nvfp4LinearProblem& problem) {
-  if (!problem.x.is_cuda()) return false;
-  if (problem.x.scalar_type() == at::kFloat && !problem.x_codes.defined()) return false;
-  // the kernel for anything is slower than decoding all of W and torch's product
-  return std::string_view(device::matmul_choice(make_args(problem, packed_weight(problem)))) !=
-         "simple";
-}
-
-void run(const Nvfp4LinearProblem& given) {
+bool run(const Nvfp4LinearProblem& given) {
+  const bool quantised = given.x_codes.defined();
+  if (!given.x.is_cuda() || (!quantised && given.x.scalar_type() == at::kFloat)) return false;
   Nvfp4LinearProblem problem = given;
   problem.x = aligned(given.x);
   problem.codes = aligned(given.codes);
-  const at::Tensor packed = packed_weight(given);
+  const at::Tensor packed =
+      PackedWeights::instance().find_or_pack(given.given_codes, given.given_scales);
   device::MatmulArgs args = make_args(problem, packed);
-  at::Tensor bias;
+  // the kernel for anything is slower than decoding all of W and torch's product
+  if (std::string_view(device::matmul_choice(args)) == "simple") return false;
+  at::Tensor bias, workspace;
   if (problem.bias.defined()) {
     bias = problem.bias.to(at::kFloat);
     args.bias = bias.const_data_ptr<float>();
   }
   const c10::Stream stream = device_stream(kOp, problem.x);
-  const at::Tensor workspace =
-      at::empty({device::matmul_workspace_bytes(args)}, problem.codes.options());
-  args.workspace = workspace.mutable_data_ptr();
+  if (const int64_t bytes = device::matmul_workspace_bytes(args); bytes > 0) {
+    workspace = at::empty({bytes}, problem.codes.options());
+    args.workspace = workspace.mutable_data_ptr();
+  }
   check_launch(kOp, device::matmul(args, stream.native_handle()));
+  return true;
 }
 
-constexpr Nvfp4LinearImplementation kNvfp4LinearCuda = {"cuda", accepts, run};
+constexpr Nvfp4LinearImplementation kNvfp4LinearCuda = {"cuda", run};
 
 }  // namespace
 

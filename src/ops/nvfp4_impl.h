@@ -58,8 +58,7 @@ struct Nvfp4LinearProblem {
 };
 struct Nvfp4LinearImplementation {
   std::string_view name;
-  bool (*accepts)(const Nvfp4LinearProblem&);
-  void (*run)(const Nvfp4LinearProblem&);
+  bool (*run)(const Nvfp4LinearProblem&);  // false, and nothing done, where it does not accept
 };
 extern const Nvfp4LinearImplementation kNvfp4LinearTorch;  // slices of W in fp32 or exact 16 bits
 std::span<const Nvfp4LinearImplementation* const> nvfp4_device_linear_implementations();

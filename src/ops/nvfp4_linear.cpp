@@ -28,9 +28,7 @@ void for_each_slice(const at::Tensor& codes, const F& f) {
     f(begin, std::min(step, codes.size(0) - begin));
 }
 
-bool accepts(const Nvfp4LinearProblem&) { return true; }
-
-void run(const Nvfp4LinearProblem& problem) {
+bool run(const Nvfp4LinearProblem& problem) {
   const at::ScalarType dtype = nvfp4_factor_dtype(problem.x);
   const Nvfp4Factor x =
       problem.x_codes.defined()
@@ -44,20 +42,21 @@ void run(const Nvfp4LinearProblem& problem) {
     if (problem.bias.defined()) y.add_(problem.bias.narrow(0, begin, rows));
     problem.out.narrow(1, begin, rows).copy_(y);
   });
+  return true;
 }
 
 // [..., C] to [rows, C]
-at::Tensor as_matrix(const at::Tensor& x) { return x.reshape({-1, x.size(-1)}); }
+at::Tensor as_matrix(const at::Tensor& x) { return x.dim() == 2 ? x : x.reshape({-1, x.size(-1)}); }
 
 void run_best(const Nvfp4LinearProblem& problem) {
   for (const Nvfp4LinearImplementation* candidate : nvfp4_device_linear_implementations())
-    if (candidate->accepts(problem)) return candidate->run(problem);
+    if (candidate->run(problem)) return;
   kNvfp4LinearTorch.run(problem);
 }
 
 }  // namespace
 
-const Nvfp4LinearImplementation kNvfp4LinearTorch = {"torch", accepts, run};
+const Nvfp4LinearImplementation kNvfp4LinearTorch = {"torch", run};
 
 at::Tensor nvfp4_linear_forward(const at::Tensor& x,
                                 const at::Tensor& codes,
@@ -80,7 +79,7 @@ at::Tensor nvfp4_linear_forward(const at::Tensor& x,
   problem.given_codes = codes;
   problem.given_scales = block_scales;
   if (bias) problem.bias = bias->contiguous();
-  problem.out = out.view({-1, out.size(-1)});
+  problem.out = as_matrix(out);
   if (activations) {
     const auto [x_codes, x_scales, x_tensor_scale] = nvfp4_quantize(
         problem.x, std::nullopt, *activations, activation_metric, false, "nearest", 0, true);
