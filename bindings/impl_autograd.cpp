@@ -107,6 +107,11 @@ at::Tensor nvfp4_linear(const at::Tensor& x,
                         const std::optional<at::Tensor>& bias,
                         std::optional<std::string_view> activations,
                         std::string_view activation_metric) {
+  if (!at::GradMode::is_enabled() || !(x.requires_grad() || (bias && bias->requires_grad()))) {
+    const at::AutoDispatchBelowADInplaceOrView below;  // inference: nothing to record
+    return DispatchedNvfp4::linear(x, codes, block_scales, tensor_scale, bias, activations,
+                                   activation_metric);
+  }
   return ops::Nvfp4LinearFunction<DispatchedNvfp4>::apply(x, codes, block_scales, tensor_scale,
                                                           bias, activations, activation_metric);
 }
