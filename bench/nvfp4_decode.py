@@ -6,8 +6,8 @@ llama.cpp writes the Q4_0 file itself (its quantiser, its choice for embedding a
 programs decode 64 tokens after the same 16, in turns, both settings of flash attention for
 llama.cpp; the best rate of each counts. Quality is the mean KL divergence of next-token
 distributions from the source's in fp32 arithmetic, both files read by Longspur, so that only the
-formats differ. Without --nvfp4 the file is made by nvfp4_gguf.py. For figures to publish let
-nothing else run, or prefix `chrt -f 20`.
+formats differ. Without --nvfp4 the file is made by `longspur quantize --rule sweep`. For figures to
+publish let nothing else run, or prefix `chrt -f 20`.
 """
 
 import argparse
@@ -130,8 +130,8 @@ def main() -> None:
         nvfp4 = args.nvfp4
         if nvfp4 is None:
             nvfp4 = pathlib.Path(folder) / "nvfp4.gguf"
-            maker = ROOT / "bench/nvfp4_gguf.py"
-            subprocess.run([sys.executable, maker, args.source, nvfp4], check=True)
+            paths = ("--model", str(args.source), "--output", str(nvfp4))
+            run_longspur("quantize", *paths, "--rule", "sweep")
         kl = None if args.no_quality else quality(args.source, [nvfp4, q4_0], folder)
         prompt, more = tokens_of(text, 16), tokens_of(text * 8, 16 + STEPS)[16:]
         baseline = LlamaCpp(q4_0, args.threads)
