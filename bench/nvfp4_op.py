@@ -95,7 +95,7 @@ def quantise_rows(device):
     ]
     for rule, metric in QUANTISERS:
         for per_row in (True, False):
-            names.append(f"{rule}, amax {'of each row' if per_row else 'of the tensor'}")
+            names.append(f"quantize, {rule}, amax {'of each row' if per_row else 'of the tensor'}")
             functions.append(
                 lambda i, r=rule, m=metric, p=per_row: nvfp4.quantize(
                     xs[i % len(xs)], rule=r, metric=m, per_row=p
@@ -104,16 +104,17 @@ def quantise_rows(device):
     packed = nvfp4.quantize(xs[0])
     names.append("dequantize to bf16")
     functions.append(lambda i: nvfp4.dequantize(*packed, torch.bfloat16))
-    times = measure(device, functions)
+    times = dict(zip(names, measure(device, functions), strict=True))
+    copy, cast = times.pop("torch copy"), times.pop("torch cast to float8")
+    print(f"torch copy {copy * 1e6:.1f} us, cast to float8 {cast * 1e6:.1f} us", flush=True)
     return [
         {
-            "what": f"quantize {n} x {n} bf16: {name}"
-            if "torch" not in name
-            else f"{name}, {n} x {n}",
+            "what": f"{n} x {n}: {name}",
             "us": round(t * 1e6, 1),
-            "gb_per_s_of_bf16": round(2 * n * n / t / 1e9, 1),
+            "torch_us": round(cast * 1e6, 1),
+            "ratio": round(cast / t, 2),
         }
-        for name, t in zip(names, times, strict=True)
+        for name, t in times.items()
     ]
 
 
@@ -128,7 +129,7 @@ def layer_row(device, tokens, packed, plain, wide):
     functions = {
         "us": lambda i: nvfp4.linear(x, *packed[i % len(packed)]),
         "w4a4_us": lambda i: nvfp4.linear(x, *packed[i % len(packed)], activations="static_6"),
-        "torch_bf16_us": lambda i: linear(x, plain[i % len(plain)]),
+        "torch_us": lambda i: linear(x, plain[i % len(plain)]),
     }
     if device == "cpu":
         wide_x = x.float()
@@ -149,6 +150,23 @@ def linear_rows(device):
     return rows
 
 
+def result(device, rows):
+    """As bench/README.md has it."""
+    columns = {"what": "operation", "us": "us", "w4a4_us": "4-bit activations, us"}
+    columns |= {"torch_us": "torch, us", "ratio": "ratio"}
+    if device == "cpu":
+        columns["torch_fp32_us"] = "torch fp32, us"
+    return {
+        "title": f"NVFP4 as torch operations, {'CPU' if device == 'cpu' else 'CUDA'}",
+        "device": device,
+        "date": time.strftime("%Y-%m-%d"),
+        "baseline": f"torch {torch.__version__}: cast to float8 of the same matrix, linear in bf16",
+        "note": "calls from Python, bf16 matrices and activations",
+        "columns": columns,
+        "rows": [dict.fromkeys(columns, "") | row for row in rows],
+    }
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -166,7 +184,7 @@ def main():
                 rows.append(row)
                 print(json.dumps(row), flush=True)
     if arguments.output:
-        arguments.output.write_text(json.dumps({"device": name, "rows": rows}, indent=1) + "\n")
+        arguments.output.write_text(json.dumps(result(name, rows), indent=1) + "\n")
 
 
 if __name__ == "__main__":
