@@ -1,4 +1,4 @@
-"""Measures the NVFP4 quality table and writes bench/results/nvfp4_quality.json:
+"""Measures the NVFP4 quality table and writes bench/results/nvfp4/quality.json:
 
     bench/nvfp4_quality.py [--windows 0,16,8,24,4] [--rows SUBSTRING] [--plan] [--table-only]
 
@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 from record_bench import processor  # noqa: E402
 
 WORK = ROOT / "build/nvfp4_quality"
-TARGET = ROOT / "bench/results/nvfp4_quality.json"
+TARGET = ROOT / "bench/results/nvfp4/quality.json"
 LICENCES = ("GPL-3", "Apache-2.0", "GFDL-1.3", "MPL-2.0", "Artistic")
 BASELINE = {"W4A16": "W4A16 static_6", "W4A4": "W4A4 static_6 / static_6"}
 

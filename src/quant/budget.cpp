@@ -1,14 +1,17 @@
 #include "quant/budget.h"
 
 #include <algorithm>
-#include <cmath>
+#include <numeric>
 
 #include "base/error.h"
+#include "base/shape.h"
 #include "quant/divergence.h"
 
 namespace longspur::quant {
 
 namespace {
+
+constexpr double kMaxUnits = 16384;  // of the knapsack's room; beyond, sizes are rounded up
 
 // The original text's sequence, and one sequence for each product seen so far.
 class Probe {
@@ -95,31 +98,34 @@ std::vector<bool> plan_budget(std::span<const BudgetItem> items,
                               double kept_bits) {
   require(bits >= quantised_bits, "budget: found ", bits, " bits a weight, expected at least ",
           quantised_bits);
-  constexpr int64_t kSteps = 4096;
-  double weights = 0;
-  for (const BudgetItem& item : items) weights += double(item.weights);
-  const double room = (bits - quantised_bits) * weights;  // in bits
   std::vector<bool> kept(items.size(), false);
-  if (room <= 0) return kept;
-  // best[i][r]: largest cost avoided with the first i items in r steps of room
-  std::vector<std::vector<double>> best(items.size() + 1, std::vector<double>(kSteps + 1, 0.0));
-  const auto steps = [&](const BudgetItem& item) {  // rounded up: the budget is never exceeded
-    return std::ceil((kept_bits - quantised_bits) * double(item.weights) / room * kSteps);
-  };
+  int64_t weights = 0, unit = 0;
+  for (const BudgetItem& item : items) {
+    weights += item.weights;
+    unit = std::gcd(unit, item.weights);
+  }
+  if (unit == 0) return kept;
+  // Weights that may be kept; a hair more, since the bits of a budget are no whole numbers.
+  const double room = std::min(1.0, (bits - quantised_bits) / (kept_bits - quantised_bits) + 1e-9) *
+                      double(weights);
+  while (room / double(unit) > kMaxUnits) unit *= 2;
+  const auto units = int64_t(room / double(unit));
+  const auto need = [&](size_t i) { return ceil_div(items[i].weights, unit); };
+  // best[i][r]: the largest cost avoided with the first i items in r units of room
+  std::vector<std::vector<double>> best(items.size() + 1,
+                                        std::vector<double>(size_t(units + 1), 0.0));
   for (size_t i = 0; i < items.size(); ++i) {
-    const double need = steps(items[i]);
-    for (int64_t r = 0; r <= kSteps; ++r) {
-      best[i + 1][size_t(r)] = best[i][size_t(r)];
-      if (need <= double(r)) {
-        best[i + 1][size_t(r)] =
-            std::max(best[i][size_t(r)], best[i][size_t(r - int64_t(need))] + items[i].cost);
-      }
+    for (int64_t r = 0; r <= units; ++r) {
+      double value = best[i][size_t(r)];
+      if (need(i) <= r) value = std::max(value, best[i][size_t(r - need(i))] + items[i].cost);
+      best[i + 1][size_t(r)] = value;
     }
   }
-  for (int64_t r = kSteps, i = int64_t(items.size()); i > 0; --i) {
-    if (best[size_t(i)][size_t(r)] == best[size_t(i - 1)][size_t(r)]) continue;
-    kept[size_t(i - 1)] = true;
-    r -= int64_t(steps(items[size_t(i - 1)]));
+  int64_t left = units;
+  for (size_t i = items.size(); i-- > 0;) {
+    if (best[i + 1][size_t(left)] == best[i][size_t(left)]) continue;
+    kept[i] = true;
+    left -= need(i);
   }
   return kept;
 }

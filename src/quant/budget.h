@@ -32,8 +32,9 @@ struct BudgetItem {
   int64_t weights = 0;
 };
 // Which items to keep at kept_bits so that all of them average at most `bits`, the others at
-// `quantised_bits`: the kept ones' cost is the largest possible, up to the grid of the search
-// (1 / 4096 of the room). Throws Error when `bits` is below quantised_bits.
+// `quantised_bits`: the kept ones' cost is the largest possible (sizes that share no large divisor
+// are rounded up first, by 1 / 16384 of the room at most). Throws Error when `bits` is below
+// quantised_bits.
 std::vector<bool> plan_budget(std::span<const BudgetItem> items,
                               double bits,
                               double quantised_bits,

@@ -1,12 +1,23 @@
 #include "quant/convert_model.h"
 
 #include <algorithm>
+#include <string_view>
 
 #include "base/error.h"
 
 namespace longspur::quant {
 
 namespace {
+
+// The weight's name, also where the file calls the codes of an NVFP4 matrix otherwise.
+std::string weight_name(const models::TensorSource& source) {
+  std::string name = source.tensor->name;
+  for (const std::string_view codes : {"weight_packed", "quantized_weight_values"}) {
+    if (name.ends_with(codes))
+      return name.replace(name.size() - codes.size(), codes.size(), "weight");
+  }
+  return name;
+}
 
 class Saver {
  public:
@@ -24,7 +35,7 @@ class Saver {
   void write_layer(size_t index, ConvertedLayer&& layer) {
     const models::LayerTensors& source = tensors_.layers[index];
     for (int r = 0; r < kRoles; ++r) {
-      const std::string& name = source_of(source, Role(r)).tensor->name;
+      const std::string name = weight_name(source_of(source, Role(r)));
       ConvertedMatrix& matrix = layer.linear[size_t(r)];
       record(name, Role(r), index, matrix);
       if (!matrix.kept) {
@@ -79,7 +90,7 @@ class Saver {
     for (int r = 0; r < kRoles; ++r) {
       const auto role = Role(r);
       const models::TensorSource& matrix = source_of(source, role);
-      const std::string& name = matrix.tensor->name;
+      const std::string name = weight_name(matrix);
       bool& keeps = kept[size_t(site_of(role))];
       if (budgeted(index, role)) {
         keeps = true;
@@ -96,10 +107,10 @@ class Saver {
   }
 
   void record(const std::string& name, Role role, size_t layer, const ConvertedMatrix& matrix) {
-    const io::TensorInfo& stored = *source_of(tensors_.layers[layer], role).tensor;
-    TensorResult entry{name, DType::kNVFP4, stored.shape[0], stored.shape[1], 0, matrix.report};
+    const models::TensorSource& source = source_of(tensors_.layers[layer], role);
+    TensorResult entry{name, DType::kNVFP4, source.n(), source.k(), 0, matrix.report};
     if (matrix.kept)
-      entry.dtype = budgeted(layer, role) ? kept_type(job_.writer.dialect) : stored.dtype;
+      entry.dtype = budgeted(layer, role) ? kept_type(job_.writer.dialect) : source.dtype();
     entry.bytes = int64_t(double(entry.n * entry.k) * bits_of(entry.dtype) / 8);
     if (!matrix.kept) {
       errors_ += matrix.report.squared_error;
@@ -144,6 +155,32 @@ ModelResult convert_model(const FloatDecoder& decoder,
       },
       progress);
   return saver.finish({});
+}
+
+bool holds_nvfp4(const models::DecoderTensors& tensors) {
+  for (const models::LayerTensors& layer : tensors.layers)
+    for (int role = 0; role < kRoles; ++role)
+      if (source_of(layer, Role(role)).dtype() == DType::kNVFP4) return true;
+  return false;
+}
+
+ModelResult copy_model(const models::DecoderTensors& tensors, const ModelJob& job) {
+  io::convert_model(job.source, job.out, job.writer);
+  ModelResult result;
+  double bits = 0, weights = 0;
+  for (const models::LayerTensors& layer : tensors.layers) {
+    for (int role = 0; role < kRoles; ++role) {
+      const models::TensorSource& source = source_of(layer, Role(role));
+      const double size = double(source.n() * source.k());
+      const auto bytes = int64_t(size * bits_of(source.dtype()) / 8);
+      result.tensors.push_back(
+          {weight_name(source), source.dtype(), source.n(), source.k(), bytes, {}});
+      weights += size;
+      bits += 8.0 * double(bytes);
+    }
+  }
+  result.bits_per_weight = bits / weights;
+  return result;
 }
 
 }  // namespace longspur::quant

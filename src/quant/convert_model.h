@@ -40,6 +40,11 @@ struct ModelResult {
 DType kept_type(io::ModelDialect dialect);
 double bits_of(DType dtype);  // of a weight, block scales included
 
+// Whether any linear layer is NVFP4 already.
+bool holds_nvfp4(const models::DecoderTensors& tensors);
+// The model in the job's format, NVFP4 matrices bit for bit, nothing quantised. bytes is left 0.
+ModelResult copy_model(const models::DecoderTensors& tensors, const ModelJob& job);
+
 ModelResult convert_model(const FloatDecoder& decoder,
                           const models::DecoderTensors& tensors,
                           std::span<const std::vector<int32_t>> windows,

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <exception>
 
 #include "base/error.h"
 
@@ -48,13 +49,21 @@ const models::TensorSource& source_of(const models::LayerTensors& t, Role role) 
 
 LayerWeights load_layer(const models::LayerTensors& tensors, ThreadPool& pool) {
   LayerWeights weights;
+  // What goes wrong is told after the team has met: a thread that left would be waited for.
+  std::array<std::exception_ptr, kRoles> errors;
   pool.run([&](Team& team) {
-    team.dynamic_for(kRoles, 1, [&](int64_t begin, int64_t) {
-      const auto role = Role(begin);
-      weights.at(role) = read_matrix(source_of(tensors, role));
-      weights.bias[size_t(begin)] = models::read_vector(bias_of(tensors, role));
+    team.dynamic_for(kRoles, 1, [&](int64_t index, int64_t) {
+      const auto role = Role(index);
+      try {
+        weights.at(role) = read_matrix(source_of(tensors, role));
+        weights.bias[size_t(index)] = models::read_vector(bias_of(tensors, role));
+      } catch (...) {
+        errors[size_t(index)] = std::current_exception();
+      }
     });
   });
+  for (const std::exception_ptr& error : errors)
+    if (error) std::rethrow_exception(error);
   weights.attn_norm = models::read_vector(tensors.attn_norm);
   weights.ffn_norm = models::read_vector(tensors.ffn_norm);
   weights.q_norm = models::read_vector(tensors.q_norm);

@@ -143,6 +143,23 @@ quant::ModelResult convert(const Settings& settings,
   return quant::convert_model(decoder, model.tensors, windows, job, progress_of(progress));
 }
 
+// Options that ask for weights to be quantised anew, even those that are NVFP4 already.
+bool asks_for_quantisation(const Settings& settings) {
+  for (const char* option :
+       {"rule", "metric", "method", "calibration", "tile-2d", "act-order", "budget-bits"}) {
+    if (settings.given(option)) return true;
+  }
+  return false;
+}
+
+// Bytes of the tensors of the model at `path`.
+int64_t tensor_bytes(const std::string& path) {
+  int64_t bytes = 0;
+  const engine::ModelBundle model = engine::open_model(path, false);
+  for (const io::TensorInfo& tensor : model.file->tensors()) bytes += int64_t(tensor.data.size());
+  return bytes;
+}
+
 void write_report(const std::string& path, const Json& json) {
   std::ofstream file(path, std::ios::binary | std::ios::trunc);
   file << json.dump(1) << "\n";
@@ -163,7 +180,10 @@ int run(const Settings& settings) {
   job.writer.scale_top = nvfp4::scale_top(job.conversion.options.matrix.recipe);
   const engine::ModelBundle model =
       engine::open_model(settings.text("model"), settings.has("calibration"));
-  const quant::ModelResult result = convert(settings, model, job);
+  const bool copies = quant::holds_nvfp4(model.tensors) && !asks_for_quantisation(settings);
+  quant::ModelResult result =
+      copies ? quant::copy_model(model.tensors, job) : convert(settings, model, job);
+  if (copies) result.bytes = tensor_bytes(job.out);
   const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
   const Json json = result_json(settings, job, result, seconds);
   if (settings.has("report")) write_report(settings.text("report"), json);
@@ -274,7 +294,10 @@ Verb quantize_verb() {
       .name = "quantize",
       .summary = "turns a model's linear layers into NVFP4",
       .details =
-          "Embedding, head and norms stay as they are. Matrices that engines fuse (q, k, v; gate, "
+          "Embedding, head and norms stay as they are. A model that is NVFP4 already only changes "
+          "its "
+          "format, bit for bit, unless an option under Method is given. Matrices that engines fuse "
+          "(q, k, v; gate, "
           "up) share a tensor scale. The output appears whole or not at all. --json: error "
           "(relative, squared, of the weights), output_error, bits_per_weight, bytes, seconds, "
           "tensors (name, type, shape, bytes, weight_error, output_error, share_of_4: of the "
