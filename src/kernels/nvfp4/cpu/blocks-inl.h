@@ -5,6 +5,7 @@
 
 using F = Simd::F;
 using I = Simd::I;
+using U = uint32_t __attribute__((vector_size(sizeof(I))));  // where sums may wrap
 constexpr int kLanes = Simd::kLanes;
 
 inline F splat(float x) { return F{} + x; }
@@ -85,10 +86,11 @@ inline void gather(const float* blocks, F* x) {
 }
 
 inline F round_to_bf16(F x) {
-  const I bits = bits_of(x);
-  const I rounded = bits + 0x7fff + ((bits >> 16) & 1);
-  const I quiet = bits | 0x400000;
-  return float_of(((bits & 0x7fffffff) > 0x7f800000 ? quiet : rounded) & int32_t(0xffff0000u));
+  const U bits = std::bit_cast<U>(x);
+  const U rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  const U quiet = bits | 0x400000u;
+  const I nan = (bits_of(x) & 0x7fffffff) > 0x7f800000;
+  return std::bit_cast<F>((nan ? quiet : rounded) & 0xffff0000u);
 }
 
 // hadamard16 on every lane.

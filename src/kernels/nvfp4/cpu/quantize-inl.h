@@ -174,9 +174,9 @@ inline I choose_scale(
 // --- codes ---
 
 // Element 2j in the low nibble of byte j, 2j + 1 in the high one: eight codes a word.
-inline I packed(const I* code) {
-  I words = code[0];
-  for (int i = 1; i < 8; ++i) words |= code[i] << (4 * i);
+inline U packed(const I* code) {
+  U words = std::bit_cast<U>(code[0]);
+  for (int i = 1; i < 8; ++i) words |= std::bit_cast<U>(code[i]) << uint32_t(4 * i);
   return words;
 }
 
@@ -185,7 +185,7 @@ inline void store_codes(const QuantizeArgs& args,
                         int64_t offset,
                         const I* code) {
   alignas(64) uint32_t low[kLanes], high[kLanes];
-  const I words[] = {packed(code), packed(code + 8)};
+  const U words[] = {packed(code), packed(code + 8)};
   std::memcpy(low, &words[0], sizeof(low));
   std::memcpy(high, &words[1], sizeof(high));
   for (int lane = 0; lane < places.used; ++lane) {
