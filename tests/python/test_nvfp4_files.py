@@ -189,6 +189,17 @@ def test_the_engine_computes_with_the_same_weights(convert, longspur, model, tmp
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
+def test_inspect_counts_matrices_not_parts(convert, longspur_json, model, tmp_path):
+    folder, plain, matrices = model
+    for dialect in ("modelopt", "compressed-tensors", "fouroversix"):
+        out = convert(folder, tmp_path / dialect, dialect)
+        types = {t["dtype"]: t for t in longspur_json("inspect", "-m", out)["tensor_types"]}
+        assert types["NVFP4"]["count"] == len(matrices)
+        weights = sum(values.numel() for *_, values in matrices.values())
+        assert types["NVFP4"]["elements"] == weights
+        assert "U8" not in types and "F8_E4M3" not in types
+
+
 def test_transformers_loads_compressed_tensors(convert, model, tmp_path):
     folder, plain, _ = model
     out = convert(folder, tmp_path / "out", "compressed-tensors")

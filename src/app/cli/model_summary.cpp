@@ -62,16 +62,33 @@ TokenizerSummary hf_tokenizer(const std::filesystem::path& folder) {
   return summary;
 }
 
-std::vector<TensorGroup> group_tensors(const io::TensorFile& file) {
+// Adds `elements` values of a type to its group.
+void add_to_groups(std::vector<TensorGroup>& groups, DType dtype, int64_t elements, int64_t bytes) {
+  const auto same = [&](const TensorGroup& group) { return group.dtype == dtype; };
+  auto group = std::find_if(groups.begin(), groups.end(), same);
+  if (group == groups.end()) group = groups.insert(group, {dtype});
+  ++group->count;
+  group->elements += elements;
+  group->bytes += bytes;
+}
+
+// NVFP4 matrices count as such, whatever parts a file stores them in.
+std::vector<TensorGroup> group_tensors(const engine::ModelBundle& model) {
   std::vector<TensorGroup> groups;
-  for (const io::TensorInfo& tensor : file.tensors()) {
-    const auto same = [&](const TensorGroup& group) { return group.dtype == tensor.dtype; };
-    auto group = std::find_if(groups.begin(), groups.end(), same);
-    if (group == groups.end()) group = groups.insert(group, {tensor.dtype});
-    ++group->count;
-    group->elements += tensor.elements();
-    group->bytes += int64_t(tensor.data.size());
-  }
+  std::set<const io::TensorInfo*> parts;
+  const auto add_nvfp4 = [&](const auto& source) {
+    if (!source.nvfp4) return;
+    parts.insert({source.nvfp4->codes, source.nvfp4->scales});
+    add_to_groups(groups, DType::kNVFP4, source.n() * source.k(), source.stored_bytes());
+  };
+  add_nvfp4(model.tensors.embedding);
+  add_nvfp4(model.tensors.head);
+  for (const auto& t : model.tensors.layers)
+    for (const auto* source : {&t.q, &t.k, &t.v, &t.output, &t.gate, &t.up, &t.down})
+      add_nvfp4(*source);
+  for (const io::TensorInfo& tensor : model.file->tensors())
+    if (!parts.contains(&tensor))
+      add_to_groups(groups, tensor.dtype, tensor.elements(), int64_t(tensor.data.size()));
   std::stable_sort(groups.begin(), groups.end(),
                    [](const TensorGroup& a, const TensorGroup& b) { return a.bytes > b.bytes; });
   return groups;
@@ -118,7 +135,7 @@ ModelSummary summarize(const engine::EngineOptions& options, const engine::Model
     summary.tokenizer = hf_tokenizer(summary.path);
   }
   summary.template_error = template_problem(model.chat_template);
-  summary.groups = group_tensors(*model.file);
+  summary.groups = group_tensors(model);
   for (const TensorGroup& group : summary.groups) {
     summary.tensors += group.count;
     summary.parameters += group.elements;
