@@ -2,55 +2,16 @@
 
 #include <cmath>
 #include <cstring>
-#include <map>
 
 #include "base/error.h"
 #include "base/half.h"
+#include "io/files/tensor_names.h"
 
 namespace longspur::models {
 
 namespace {
 
-struct Names {
-  std::string embedding, final_norm, head, layer;  // layer: prefix, the index follows
-  std::map<std::string, std::string> roles;
-};
-
-const Names kHfNames = {
-    "model.embed_tokens.weight",
-    "model.norm.weight",
-    "lm_head.weight",
-    "model.layers.",
-    {{"attn_norm", "input_layernorm"},
-     {"q", "self_attn.q_proj"},
-     {"k", "self_attn.k_proj"},
-     {"v", "self_attn.v_proj"},
-     {"q_norm", "self_attn.q_norm"},
-     {"k_norm", "self_attn.k_norm"},
-     {"output", "self_attn.o_proj"},
-     {"ffn_norm", "post_attention_layernorm"},
-     {"gate", "mlp.gate_proj"},
-     {"up", "mlp.up_proj"},
-     {"down", "mlp.down_proj"}},
-};
-
-const Names kGgufNames = {
-    "token_embd.weight",
-    "output_norm.weight",
-    "output.weight",
-    "blk.",
-    {{"attn_norm", "attn_norm"},
-     {"q", "attn_q"},
-     {"k", "attn_k"},
-     {"v", "attn_v"},
-     {"q_norm", "attn_q_norm"},
-     {"k_norm", "attn_k_norm"},
-     {"output", "attn_output"},
-     {"ffn_norm", "ffn_norm"},
-     {"gate", "ffn_gate"},
-     {"up", "ffn_up"},
-     {"down", "ffn_down"}},
-};
+using Part = io::TensorRole::Part;
 
 std::string shape_text(const std::vector<int64_t>& shape) {
   std::string text = "[";
@@ -84,12 +45,13 @@ bool is_weight_type(DType dtype) {
 // Looks tensors up and collects everything that is wrong.
 class Finder {
  public:
-  Finder(const io::TensorFile& file, const Names& names, float fouroversix_top)
-      : file_(file), names_(names), fouroversix_top_(fouroversix_top) {}
+  Finder(const io::TensorFile& file, io::NameStyle style, float fouroversix_top)
+      : file_(file), style_(style), fouroversix_top_(fouroversix_top) {}
 
-  TensorSource get(const std::string& name,
+  TensorSource get(const io::TensorRole& role,
                    const std::vector<int64_t>& shape,
                    bool required = true) {
+    const std::string name = io::tensor_name(style_, role);
     TensorSource source;
     try {
       source.nvfp4 = io::find_nvfp4(file_, name, fouroversix_top_);
@@ -116,12 +78,14 @@ class Finder {
     return source;
   }
 
-  TensorSource layer(int64_t index,
-                     const char* role,
-                     const char* kind,
-                     const std::vector<int64_t>& shape,
-                     bool required = true) {
-    return get(concat(names_.layer, index, ".", names_.roles.at(role), kind), shape, required);
+  TensorSource weight(int64_t layer,
+                      Part part,
+                      const std::vector<int64_t>& shape,
+                      bool required = true) {
+    return get({part, layer}, shape, required);
+  }
+  TensorSource bias(int64_t layer, Part part, int64_t size, bool required) {
+    return get({part, layer, true}, {size}, required);
   }
 
   void finish() const {
@@ -154,7 +118,7 @@ class Finder {
   }
 
   const io::TensorFile& file_;
-  const Names& names_;
+  io::NameStyle style_;
   float fouroversix_top_;
   std::string problems_;
   int count_ = 0;
@@ -163,25 +127,25 @@ class Finder {
 LayerTensors find_layer(Finder& finder, const io::ModelConfig& c, int64_t i) {
   const int64_t q_rows = c.heads * c.head_dim, kv_rows = c.kv_heads * c.head_dim;
   LayerTensors layer;
-  layer.attn_norm = finder.layer(i, "attn_norm", ".weight", {c.hidden});
-  layer.q = finder.layer(i, "q", ".weight", {q_rows, c.hidden});
-  layer.k = finder.layer(i, "k", ".weight", {kv_rows, c.hidden});
-  layer.v = finder.layer(i, "v", ".weight", {kv_rows, c.hidden});
-  layer.q_norm = finder.layer(i, "q_norm", ".weight", {c.head_dim}, c.qk_norm);
-  layer.k_norm = finder.layer(i, "k_norm", ".weight", {c.head_dim}, c.qk_norm);
-  layer.output = finder.layer(i, "output", ".weight", {c.hidden, q_rows});
-  layer.ffn_norm = finder.layer(i, "ffn_norm", ".weight", {c.hidden});
-  layer.gate = finder.layer(i, "gate", ".weight", {c.intermediate, c.hidden});
-  layer.up = finder.layer(i, "up", ".weight", {c.intermediate, c.hidden});
-  layer.down = finder.layer(i, "down", ".weight", {c.hidden, c.intermediate});
+  layer.attn_norm = finder.weight(i, Part::kAttnNorm, {c.hidden});
+  layer.q = finder.weight(i, Part::kQ, {q_rows, c.hidden});
+  layer.k = finder.weight(i, Part::kK, {kv_rows, c.hidden});
+  layer.v = finder.weight(i, Part::kV, {kv_rows, c.hidden});
+  layer.q_norm = finder.weight(i, Part::kQNorm, {c.head_dim}, c.qk_norm);
+  layer.k_norm = finder.weight(i, Part::kKNorm, {c.head_dim}, c.qk_norm);
+  layer.output = finder.weight(i, Part::kOutput, {c.hidden, q_rows});
+  layer.ffn_norm = finder.weight(i, Part::kFfnNorm, {c.hidden});
+  layer.gate = finder.weight(i, Part::kGate, {c.intermediate, c.hidden});
+  layer.up = finder.weight(i, Part::kUp, {c.intermediate, c.hidden});
+  layer.down = finder.weight(i, Part::kDown, {c.hidden, c.intermediate});
   // A bias that is there is used whether or not the configuration announces it.
-  layer.q_bias = finder.layer(i, "q", ".bias", {q_rows}, c.qkv_bias);
-  layer.k_bias = finder.layer(i, "k", ".bias", {kv_rows}, c.qkv_bias);
-  layer.v_bias = finder.layer(i, "v", ".bias", {kv_rows}, c.qkv_bias);
-  layer.output_bias = finder.layer(i, "output", ".bias", {c.hidden}, c.output_bias);
-  layer.gate_bias = finder.layer(i, "gate", ".bias", {c.intermediate}, c.mlp_bias);
-  layer.up_bias = finder.layer(i, "up", ".bias", {c.intermediate}, c.mlp_bias);
-  layer.down_bias = finder.layer(i, "down", ".bias", {c.hidden}, c.mlp_bias);
+  layer.q_bias = finder.bias(i, Part::kQ, q_rows, c.qkv_bias);
+  layer.k_bias = finder.bias(i, Part::kK, kv_rows, c.qkv_bias);
+  layer.v_bias = finder.bias(i, Part::kV, kv_rows, c.qkv_bias);
+  layer.output_bias = finder.bias(i, Part::kOutput, c.hidden, c.output_bias);
+  layer.gate_bias = finder.bias(i, Part::kGate, c.intermediate, c.mlp_bias);
+  layer.up_bias = finder.bias(i, Part::kUp, c.intermediate, c.mlp_bias);
+  layer.down_bias = finder.bias(i, Part::kDown, c.hidden, c.mlp_bias);
   if (c.permuted_qk) {
     layer.q.permuted_heads = layer.q_bias.permuted_heads = c.heads;
     layer.k.permuted_heads = layer.k_bias.permuted_heads = c.kv_heads;
@@ -191,10 +155,7 @@ LayerTensors find_layer(Finder& finder, const io::ModelConfig& c, int64_t i) {
 
 // Stored row of the model's row `row`.
 int64_t stored_row(const TensorSource& source, int64_t row) {
-  if (source.permuted_heads == 0) return row;
-  const int64_t dim = source.n() / source.permuted_heads;
-  const int64_t head = row / dim, half = row % dim / (dim / 2), j = row % (dim / 2);
-  return head * dim + 2 * j + half;
+  return io::interleaved_row(row, source.n(), source.permuted_heads);
 }
 
 // Space for n rows, which `data` then points to. Returns the bytes of a row.
@@ -275,14 +236,17 @@ class NvfpRows {
 }  // namespace
 
 DecoderTensors find_decoder_tensors(const io::TensorFile& file, const io::ModelConfig& config) {
-  const bool gguf =
-      file.find(kHfNames.embedding) == nullptr && file.find(kGgufNames.embedding) != nullptr;
-  const Names& names = gguf ? kGgufNames : kHfNames;
-  Finder finder(file, names, config.quantization.fouroversix_top);
+  const auto has_embedding = [&](io::NameStyle style) {
+    return file.find(io::tensor_name(style, {Part::kEmbedding})) != nullptr;
+  };
+  const bool gguf = !has_embedding(io::NameStyle::kHf) && has_embedding(io::NameStyle::kGguf);
+  Finder finder(file, gguf ? io::NameStyle::kGguf : io::NameStyle::kHf,
+                config.quantization.fouroversix_top);
   DecoderTensors tensors;
-  tensors.embedding = finder.get(names.embedding, {config.vocab, config.hidden});
-  tensors.final_norm = finder.get(names.final_norm, {config.hidden});
-  if (!config.tied_embeddings) tensors.head = finder.get(names.head, {config.vocab, config.hidden});
+  tensors.embedding = finder.get({Part::kEmbedding}, {config.vocab, config.hidden});
+  tensors.final_norm = finder.get({Part::kFinalNorm}, {config.hidden});
+  if (!config.tied_embeddings)
+    tensors.head = finder.get({Part::kHead}, {config.vocab, config.hidden});
   for (int64_t i = 0; i < config.layers; ++i)
     tensors.layers.push_back(find_layer(finder, config, i));
   finder.finish();
