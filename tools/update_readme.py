@@ -1,4 +1,5 @@
-"""Fills README.md's figures from bench/results/*.json: update_readme.py [--check].
+"""Fills the figures of README.md from bench/results/*.json, and those of docs/nvfp4.md from
+bench/results/nvfp4/*.json: update_readme.py [--check].
 
 Everything between the two `figures` markers is rewritten; --check only compares, for CI. The result
 files' format is in bench/README.md.
@@ -12,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- figures: written by tools/update_readme.py from bench/results -->\n"
 END = "<!-- end of figures -->\n"
 NONE = "No results are recorded yet; this section stays empty until `bench/results/` holds some.\n"
+DOCUMENTS = (("README.md", "bench/results"), ("docs/nvfp4.md", "bench/results/nvfp4"))
 REQUIRED = ("title", "device", "date", "columns", "rows")
 
 
@@ -22,6 +24,11 @@ def cell(value: object) -> str:
     if isinstance(value, int) or abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"
+
+
+def source_name(path: Path) -> str:
+    parts = path.parts
+    return "/".join(parts[parts.index("bench") :]) if "bench" in parts else path.name
 
 
 def table(path: Path) -> str:
@@ -40,7 +47,7 @@ def table(path: Path) -> str:
         facts.append(f"baseline: {result['baseline']}")
     if result.get("note"):
         facts.append(result["note"])
-    lines += ["", f"{'; '.join(facts)}. From `bench/results/{path.name}`.", ""]
+    lines += ["", f"{'; '.join(facts)}. From `{source_name(path)}`.", ""]
     return "\n".join(lines)
 
 
@@ -53,20 +60,27 @@ def updated(readme: str, folder: Path) -> str:
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise SystemExit("README.md: the markers of the figures are missing")
+        raise SystemExit("the markers of the figures are missing")
     return before + BEGIN + "\n" + figures(folder) + "\n" + END + after
 
 
 def main() -> int:
-    path = ROOT / "README.md"
-    old = path.read_text()
-    new = updated(old, ROOT / "bench/results")
-    if "--check" in sys.argv[1:]:
+    check = "--check" in sys.argv[1:]
+    differing = []
+    for name, folder in DOCUMENTS:
+        path = ROOT / name
+        old = path.read_text()
+        new = updated(old, ROOT / folder)
         if old != new:
-            print("error: README.md: figures differ from bench/results; run tools/update_readme.py")
-        return int(old != new)
-    path.write_text(new)
-    return 0
+            differing.append(name)
+        if not check:
+            path.write_text(new)
+    if check and differing:
+        print(
+            f"error: {', '.join(differing)}: figures differ from bench/results; "
+            "run tools/update_readme.py"
+        )
+    return int(check and bool(differing))
 
 
 if __name__ == "__main__":
