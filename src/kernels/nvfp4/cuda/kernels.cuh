@@ -25,10 +25,17 @@ struct RowParams {
 };
 void launch_rows(const RowParams& params, Input input, cudaStream_t stream);
 
+// Whether rows_bf16.cuh has the rule and metric; blocks must then hold bf16 values.
+bool scores_in_half(const Rules& rules, const float* importance);
 // Whether launch_rows_bf16 serves it: bf16 in aligned rows, rounded to the nearest.
 bool accepts_bf16(const RowParams& params);
 // `reversed`: from the last row to the first.
 void launch_rows_bf16(const RowParams& params, bool reversed, cudaStream_t stream);
+// The same after RMSNorm or SwiGLU.
+bool accepts_bf16_fused(const RowParams& params);
+void launch_rows_bf16_fused(const RowParams& params, Input input, cudaStream_t stream);
+// Zeros the padding of swizzled scales.
+void launch_padding(const RowParams& params, cudaStream_t stream);
 // Largest magnitude of aligned bf16 rows into *amax, which holds 0 before.
 void launch_amax_bf16(const RowParams& params, float* amax, cudaStream_t stream);
 
@@ -39,6 +46,7 @@ struct Side {
   int64_t amax_stride = 0;  // 0: one for all, 1: by row, 16: at the first row of each tile
   const float* importance = nullptr;
   bool borrows_scales = false;  // of the other side; both have 2-D tiles
+  bool half_scores = false;     // see scores_in_half
   Quantized out;
 };
 // Matrix as it lies in memory. `along`: blocks along memory's rows; `down`: down its columns.

@@ -66,6 +66,8 @@ TileParams tile_params(const Quantize& args, const float* amax) {
   if (args.amax_from == Amax::kGiven ? args.amax_per_row : args.amax_from == Amax::kRow)
     side.amax_stride = args.recipe.tile_2d ? kBlock : 1;
   side.importance = args.importance;
+  side.half_scores =
+      !args.strict && source.dtype == DType::kBF16 && scores_in_half(side.rules, args.importance);
   side.out = args.out;
   return params;
 }
@@ -110,6 +112,25 @@ void quantize_tiles(const Quantize& args, float* workspace, cudaStream_t stream)
   launch_tiles(params, stream);
 }
 
+// found: [2], zeros. Sides that are not rotated have the matrix's own amax.
+void find_both_amax(TileParams& params, float* found, cudaStream_t stream) {
+  const bool a = params.along.rules.hadamard, b = params.down.rules.hadamard;
+  params.along.amax = found;
+  params.down.amax = a == b && !a ? found : found + 1;
+  RowParams rows;
+  rows.x = params.x;
+  rows.rows = params.height;
+  rows.columns = params.width / kBlock;
+  rows.ld = params.ld;
+  const bool quick =
+      params.dtype == DType::kBF16 && aligned_rows(params.x, params.dtype, params.ld);
+  if (quick && !a) launch_amax_bf16(rows, found, stream);
+  if (quick && a && !b) launch_amax_bf16(rows, found + 1, stream);
+  float* along = a || !quick ? found : nullptr;
+  float* down = b || (a && !quick) ? found + 1 : nullptr;
+  if (along != nullptr || down != nullptr) launch_tile_amax(params, along, down, stream);
+}
+
 CudaStatus launch_fused(
     RowParams& params, const Recipe& recipe, Input input, int64_t k, void* stream) {
   if (!float_type(params.dtype)) return "nvfp4 quantize: x is neither F32, BF16 nor F16";
@@ -121,7 +142,11 @@ CudaStatus launch_fused(
   params.rules = rules_of(recipe);
   params.aligned =
       aligned_rows(params.x, params.dtype, params.ld) && (input != Input::kSwiGlu || k % 8 == 0);
-  launch_rows(params, input, static_cast<cudaStream_t>(stream));
+  auto* on = static_cast<cudaStream_t>(stream);
+  if (accepts_bf16_fused(params))
+    launch_rows_bf16_fused(params, input, on);
+  else
+    launch_rows(params, input, on);
   return launch_status();
 }
 
@@ -175,6 +200,9 @@ CudaStatus quantize_both(const QuantizeBoth& args, void* workspace, void* stream
   params.down.out = args.transposed_out;
   params.down.borrows_scales = a.tile_2d && b.tile_2d && !a.hadamard && !b.hadamard &&
                                a.rule == b.rule && a.metric == b.metric && a.bound == b.bound;
+  for (Side* side : {&params.along, &params.down})
+    side->half_scores =
+        !args.strict && params.dtype == DType::kBF16 && scores_in_half(side->rules, nullptr);
   if (args.amax_from == Amax::kGiven) {
     if (args.amax == nullptr || args.transposed_amax == nullptr)
       return "nvfp4 quantize_both: no amax";
@@ -182,9 +210,7 @@ CudaStatus quantize_both(const QuantizeBoth& args, void* workspace, void* stream
     params.down.amax = args.transposed_amax;
   } else {
     if (CudaStatus error = zero(workspace, workspace_bytes(args), on)) return error;
-    params.along.amax = found;
-    params.down.amax = found + 1;
-    launch_tile_amax(params, found, found + 1, on);
+    find_both_amax(params, found, on);
   }
   launch_tiles(params, on);
   return launch_status();

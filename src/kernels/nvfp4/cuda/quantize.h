@@ -50,12 +50,14 @@ struct QuantizeBoth {
   Amax amax_from = Amax::kTensor;  // kGiven ([1]) or kTensor
   const float* amax = nullptr;
   const float* transposed_amax = nullptr;  // differs from amax when one of the two is rotated
+  bool strict = false;                     // as Quantize::strict
   Quantized out, transposed_out;
 };
 int64_t workspace_bytes(const QuantizeBoth& args);
 CudaStatus quantize_both(const QuantizeBoth& args, void* workspace, void* stream);
 
-// y = x / sqrt(mean(x^2) + eps) * weight in fp32, never stored, quantised by its rows' amax.
+// y = x / sqrt(mean(x^2) + eps) * weight in fp32, rounded to x's type as if it were stored, though
+// it never is, and quantised by its rows' amax, not strict.
 struct NormQuantize {
   const void* x = nullptr;  // [rows, K] of `dtype`, rows at stride ld
   DType dtype = DType::kBF16;

@@ -104,7 +104,7 @@ void measure(std::vector<Measured>& all, double seconds_each) {
 struct Device {
   __nv_bfloat16* x[kBuffers];
   uint8_t *codes[kBuffers], *scales[kBuffers];
-  float* multiplier;
+  float *multiplier, *weight;
   void *workspace, *copy;
 };
 
@@ -157,6 +157,8 @@ Device allocate(int64_t rows, int64_t k) {
     if (good) fill_kernel<<<2048, 256>>>(d.x[i], rows * k, uint32_t(i) * 77u);
   }
   good = good && cudaMalloc(&d.multiplier, size_t(rows * 4)) == cudaSuccess &&
+         cudaMalloc(&d.weight, size_t(k * 4)) == cudaSuccess &&
+         cudaMemset(d.weight, 0x3f, size_t(k * 4)) == cudaSuccess &&  // 0.747
          cudaMalloc(&d.workspace, size_t(rows * 4 + 8)) == cudaSuccess &&
          cudaMalloc(&d.copy, size_t(rows * k * 2)) == cudaSuccess;
   if (!good) {
@@ -181,6 +183,42 @@ std::vector<Measured> baselines(const Device& d, int64_t n) {
       {"copy", [=](int i) { copy_kernel<<<grid(n / 8, 512), 256>>>(in(i), copy, n / 8); }, {}},
       {"cast_e4m3",
        [=](int i) { cast_kernel<<<grid(n / 16, 256), 256>>>(in(i), copy, n / 16); },
+       {}},
+  };
+}
+
+// Fused steps, both orientations at once, and back.
+std::vector<Measured> others(const Device& d, int64_t rows, int64_t k) {
+  const auto out = [d](int i) {
+    return Quantized{d.codes[i % kBuffers], d.scales[i % kBuffers], d.multiplier, false};
+  };
+  return {
+      {"rms_norm + four_over_six row",
+       [=](int i) {
+         rms_norm_quantize(
+             {d.x[i % kBuffers], DType::kBF16, rows, k, k, d.weight, 1e-5f, {}, out(i)}, nullptr);
+       },
+       {}},
+      {"swiglu [rows, K/2] + four_over_six row",
+       [=](int i) {
+         swiglu_quantize({d.x[i % kBuffers], DType::kBF16, rows, k / 2, k, {}, out(i)}, nullptr);
+       },
+       {}},
+      {"four_over_six and transposed, tensor",
+       [=](int i) {
+         QuantizeBoth args;
+         args.source = {d.x[i % kBuffers], DType::kBF16, rows, k, k, false};
+         args.out = out(i);
+         args.transposed_out = out(i + 1);
+         quantize_both(args, d.workspace, nullptr);
+       },
+       {}},
+      {"dequantize bf16",
+       [=](int i) {
+         dequantize({d.codes[i % kBuffers], d.scales[i % kBuffers], d.multiplier, false, rows, k,
+                     DType::kBF16, d.copy},
+                    false, nullptr);
+       },
        {}},
   };
 }
@@ -218,14 +256,8 @@ int run(int64_t rows, int64_t k) {
                    },
                    {}});
   }
-  all.push_back({"dequantize bf16",
-                 [=](int i) {
-                   dequantize({d.codes[i % kBuffers], d.scales[i % kBuffers], d.multiplier, false,
-                               rows, k, DType::kBF16, d.copy},
-                              false, nullptr);
-                 },
-                 {}});
-  share.push_back(0);
+  for (Measured& m : others(d, rows, k)) all.push_back(m);
+  share.resize(all.size(), 0.0);
   measure(all, 0.2);
   std::vector<double> medians;
   for (Measured& m : all) {

@@ -25,6 +25,21 @@ __device__ void load_block(const T* from, bool aligned, float (&x)[kBlock]) {
   }
 }
 
+template <class T>
+__device__ float rounded(float x);
+template <>
+__device__ float rounded<float>(float x) {
+  return x;
+}
+template <>
+__device__ float rounded<__nv_bfloat16>(float x) {
+  return widen(__float2bfloat16_rn(x));
+}
+template <>
+__device__ float rounded<__half>(float x) {
+  return widen(__float2half_rn(x));
+}
+
 // Block `block` of a row, as it is to be quantised.
 template <class T, Input kInput>
 __device__ void fetch(
@@ -33,14 +48,14 @@ __device__ void fetch(
   if constexpr (kInput == Input::kNorm) {
 #pragma unroll
     for (int i = 0; i < kBlock; ++i)
-      x[i] = __fmul_rn(__fmul_rn(x[i], scale), params.weight[block * kBlock + i]);
+      x[i] = rounded<T>(x[i] * scale * params.weight[block * kBlock + i]);
   }
   if constexpr (kInput == Input::kSwiGlu) {
     float up[kBlock];
     load_block(row + (params.columns + block) * kBlock, params.aligned, up);
 #pragma unroll
     for (int i = 0; i < kBlock; ++i)
-      x[i] = __fmul_rn(__fdividef(x[i], 1.0f + __expf(-x[i])), up[i]);
+      x[i] = rounded<T>(__fdividef(x[i], 1.0f + __expf(-x[i])) * up[i]);
   }
   if (params.rules.hadamard) rotate(x);
 }

@@ -1,7 +1,9 @@
 // Matrices quantised through 64 x 64 tiles in shared memory: 2-D tiles, transposed sources, and a
-// matrix with its transpose from one read. Exactly as quantize_ref does. A tile has 256 blocks of
-// 16 either way, one a thread; with 2-D tiles the 16 neighbouring lanes of a tile decide together.
+// matrix with its transpose from one read. Exactly as quantize_ref does, but where half precision
+// may score. A tile has 256 blocks of 16 either way, one a thread; with 2-D tiles the 16
+// neighbouring lanes of a tile decide together.
 #include "kernels/nvfp4/cuda/kernels.cuh"
+#include "kernels/nvfp4/cuda/rows_bf16_kernel.cuh"
 
 namespace longspur::kernels::nvfp4::cuda {
 
@@ -45,6 +47,49 @@ __device__ void take_block(const Shared& shared, Place place, bool hadamard, flo
   if (hadamard) rotate(x);
 }
 
+struct Decision {
+  uint32_t scale;
+  uint2 codes;
+};
+
+// As rows_bf16_kernel does; false where the block is not usual. x: bf16 values.
+template <Rule kRule, Metric kMetric>
+__device__ bool decide_in_half(const Rules& rules,
+                               float amax,
+                               const float (&x)[kBlock],
+                               Decision& decision) {
+  uint32_t w[kWords];
+#pragma unroll
+  for (int i = 0; i < kWords; ++i)
+    w[i] = __byte_perm(__float_as_uint(x[2 * i]), __float_as_uint(x[2 * i + 1]), 0x7632);
+  const uint32_t magnitude = block_magnitude(w);
+  const RowScale row = row_scale(amax, rules.top);
+  const float bmax = __uint_as_float(magnitude << 16);
+  const float part =
+      rules.rule == Rule::kStatic4 ? bmax * 0.25f : quotient(bmax, 6.0f, 1.0f / 6.0f);
+  const float b = __fmul_rn(part, row.enc);
+  if (!usual(b)) return false;
+  uint8_t scale;
+  quantize_block<kRule, kMetric>({w, magnitude, kMagnitudes}, b, row.dec, decision.codes, scale);
+  decision.scale = scale;
+  return true;
+}
+
+__device__ bool decide_quickly(const Side& side,
+                               float amax,
+                               const float (&x)[kBlock],
+                               Decision& decision) {
+  const Rules& rules = side.rules;
+  if (!side.half_scores) return false;
+  if (rules.rule == Rule::kFourOverSix && rules.metric == Metric::kMse)
+    return decide_in_half<Rule::kFourOverSix, Metric::kMse>(rules, amax, x, decision);
+  if (rules.rule == Rule::kFourOverSix)
+    return decide_in_half<Rule::kFourOverSix, Metric::kMae>(rules, amax, x, decision);
+  if (rules.rule == Rule::kSweep)
+    return decide_in_half<Rule::kSweep, Metric::kMse>(rules, amax, x, decision);
+  return decide_in_half<Rule::kStatic6, Metric::kMse>(rules, amax, x, decision);
+}
+
 // A side's blocks of this tile; rows and columns (of blocks) count from row0 and column0.
 template <bool kDown>
 __device__ void quantize_side(const Side& side,
@@ -60,22 +105,24 @@ __device__ void quantize_side(const Side& side,
   const bool inside = row < rows && column < columns;
   const int64_t amax_at = side.amax_stride == 16 ? row / 16 * 16 : row * side.amax_stride;
   const float amax = inside ? side.amax[amax_at] : 0.0f;
-  const Encoding e = encoding_of(amax, side.rules);
   const float* importance =
       side.importance != nullptr && inside ? side.importance + column * kBlock : nullptr;
-  uint32_t scale;
-  if (side.borrows_scales)
-    scale = shared.scales[place.block][place.line / kBlock];
-  else if (side.rules.tile_2d)
-    scale = choose_scale<true>(side.rules, e, x, importance);
-  else
-    scale = choose_scale<false>(side.rules, e, x, importance);
-  if (!kDown && side.rules.tile_2d)
-    shared.scales[place.line / kBlock][place.block] = uint8_t(scale);
-  if (inside) {
+  Decision decision;
+  if (!decide_quickly(side, amax, x, decision)) {
+    const Encoding e = encoding_of(amax, side.rules);
+    if (side.borrows_scales)
+      decision.scale = shared.scales[place.block][place.line / kBlock];
+    else if (side.rules.tile_2d)
+      decision.scale = choose_scale<true>(side.rules, e, x, importance);
+    else
+      decision.scale = choose_scale<false>(side.rules, e, x, importance);
     const uint64_t counter = uint64_t((row * columns + column) * kBlock);
-    store_block(side.out, row, column, columns, encode_block(side.rules, e, x, scale, counter),
-                scale);
+    decision.codes = encode_block(side.rules, e, x, decision.scale, counter);
+  }
+  if (!kDown && side.rules.tile_2d)
+    shared.scales[place.line / kBlock][place.block] = uint8_t(decision.scale);
+  if (inside) {
+    store_block(side.out, row, column, columns, decision.codes, decision.scale);
     const bool first = side.amax_stride == 0 ? row == 0 : true;
     if (side.out.multiplier != nullptr && column == 0 && first)
       side.out.multiplier[row] = multiplier_of(amax, side.rules.top);
