@@ -35,6 +35,24 @@ struct Simd {
   static F load_a(const float* p) { return _mm256_set1_ps(*p); }
   static F dot(F c, F a, F b) { return _mm256_fmadd_ps(a, b, c); }
 
+  // kWidth bytes of two E2M1 codes to words of two bf16, the low nibble's value in the low half;
+  // the products are exact in bf16.
+  static void decode_pairs(const uint8_t* codes, F low_scale, F high_scale, uint32_t* out) {
+    const __m256i index =
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes)));
+    const F low = _mm256_mul_ps(decode(index), low_scale);
+    const F high = _mm256_mul_ps(decode(_mm256_srli_epi32(index, 4)), high_scale);
+    const __m256i words = _mm256_blend_epi16(_mm256_srli_epi32(_mm256_castps_si256(low), 16),
+                                             _mm256_castps_si256(high), 0xaa);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), words);
+  }
+  static F decode(__m256i codes) {  // of the low nibbles
+    const F magnitudes = _mm256_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f);
+    const __m256i sign =
+        _mm256_and_si256(_mm256_slli_epi32(codes, 28), _mm256_set1_epi32(int(0x80000000u)));
+    return _mm256_xor_ps(_mm256_permutevar8x32_ps(magnitudes, codes), _mm256_castsi256_ps(sign));
+  }
+
   static F zero() { return _mm256_setzero_ps(); }
   static F set1(float x) { return _mm256_set1_ps(x); }
   static F load(const float* p) { return _mm256_loadu_ps(p); }

@@ -39,6 +39,22 @@ struct Simd {
   static F load_a(const float* p) { return _mm512_set1_ps(*p); }
   static F dot(F c, F a, F b) { return _mm512_fmadd_ps(a, b, c); }
 
+  // kWidth bytes of two E2M1 codes to words of two bf16, the low nibble's value in the low half;
+  // the products are exact in bf16.
+  static void decode_pairs(const uint8_t* codes, F low_scale, F high_scale, uint32_t* out) {
+    const F values = _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, 0.0f, -0.5f,
+                                    -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f);
+    const __m512i index =
+        _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
+    // the permutation reads four bits of each index
+    const F low = _mm512_mul_ps(_mm512_permutexvar_ps(index, values), low_scale);
+    const F high =
+        _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(index, 4), values), high_scale);
+    const __m512i words = _mm512_mask_mov_epi16(_mm512_srli_epi32(_mm512_castps_si512(low), 16),
+                                                0xaaaaaaaau, _mm512_castps_si512(high));
+    _mm512_storeu_si512(out, words);
+  }
+
   static F zero() { return _mm512_setzero_ps(); }
   static F set1(float x) { return _mm512_set1_ps(x); }
   static F load(const float* p) { return _mm512_loadu_ps(p); }
