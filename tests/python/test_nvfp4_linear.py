@@ -102,6 +102,27 @@ def test_linear_shapes(device):
 
 
 @ON_DEVICES
+def test_weights_written_in_place(device):
+    """What a device keeps of a weight is made anew when the weight changes or another one comes to
+    its place."""
+    x = normal(3, 64, dtype=torch.bfloat16, device=device)
+    weight = packed(32, 64, device)
+    for seed in range(2, 6):
+        other = packed(32, 64, device, seed=seed)
+        for old, new in zip(weight, other, strict=True):
+            old.copy_(new)
+        assert torch.equal(ops().nvfp4_linear(x, *weight), ops().nvfp4_linear(x, *other))
+        del other
+    weight[1].view(torch.uint8).fill_(0)
+    assert ops().nvfp4_linear(x, *weight).eq(0).all()
+    with torch.inference_mode():
+        weight = packed(32, 64, device)
+        first = ops().nvfp4_linear(x, *weight)
+        weight[0].zero_()
+        assert not first.eq(0).all() and ops().nvfp4_linear(x, *weight).eq(0).all()
+
+
+@ON_DEVICES
 def test_linear_special_values(device):
     weight = [t.clone() for t in packed(32, 64, device)]
     x = normal(4, 64, device=device)
