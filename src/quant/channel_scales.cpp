@@ -169,8 +169,8 @@ class OutputError {
                                         x.n,          x.k,           DType::kF32,       out.data()};
     pool_.run([&](Team& team) {
       team.dynamic_for(x.n, kLanes, [&](int64_t begin, int64_t end) {
-        nvfp4::quantize_ref(to, begin, end);
-        nvfp4::dequantize_ref(from, begin, end);
+        nvfp4::quantize(to, begin, end);
+        nvfp4::dequantize(from, begin, end);
       });
     });
     return out;

@@ -77,7 +77,7 @@ void round_to_nearest(const WeightView& w,
   args.scales = out.scales.data();
   pool.run([&](Team& team) {
     team.dynamic_for(w.n, kGrain,
-                     [&](int64_t begin, int64_t end) { nvfp4::quantize_ref(args, begin, end); });
+                     [&](int64_t begin, int64_t end) { nvfp4::quantize(args, begin, end); });
   });
 }
 
@@ -267,7 +267,7 @@ void dequantize(const QuantizedMatrix& matrix, float* out, ThreadPool& pool) {
   args.out = out;
   pool.run([&](Team& team) {
     team.dynamic_for(matrix.n, kGrain,
-                     [&](int64_t begin, int64_t end) { nvfp4::dequantize_ref(args, begin, end); });
+                     [&](int64_t begin, int64_t end) { nvfp4::dequantize(args, begin, end); });
   });
 }
 
