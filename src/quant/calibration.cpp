@@ -39,17 +39,17 @@ void add_panel(const Matrix& x_columns,
                int64_t first,
                std::vector<float>& gram,
                ThreadPool& pool) {
-  const int64_t k = x_columns.rows, tokens = x_columns.width;
-  const int64_t width = std::min(kPanel, k - panel);
+  const int64_t columns = y_columns.rows, tokens = x_columns.width;
+  const int64_t width = std::min(kPanel, columns - panel);
   const qgemm::WeightRows rows = {
       DType::kF32, reinterpret_cast<const std::byte*>(y_columns.row(panel)), width, tokens};
   const auto packed = qgemm::pack({&rows, 1}, pool);
   qgemm::MatmulArgs args;
   args.x = x_columns.row(first);
-  args.t = k - first;
+  args.t = x_columns.rows - first;
   args.ldx = tokens;
-  args.y = gram.data() + first * k + panel;
-  args.ldy = k;
+  args.y = gram.data() + first * columns + panel;
+  args.ldy = columns;
   args.accumulate = true;
   AlignedBuffer workspace(size_t(qgemm::workspace_bytes(DType::kF32, args.t, tokens)));
   pool.run([&](Team& team) { qgemm::matmul(team, *packed, args, workspace.data()); });
@@ -83,22 +83,21 @@ float InputStats::largest() const {
 }
 
 void add_gram(const Matrix& x, const Matrix& y, std::vector<float>& gram, ThreadPool& pool) {
-  const int64_t k = x.width;
-  LONGSPUR_ASSERT(x.rows == y.rows && y.width == k);
+  LONGSPUR_ASSERT(x.rows == y.rows);
   const bool symmetric = &x == &y;
-  gram.resize(size_t(k * k), 0.0f);
+  gram.resize(size_t(x.width * y.width), 0.0f);
   const int64_t block = std::min(kTokens, x.rows);
-  Matrix x_columns(k, block), y_columns(symmetric ? 0 : k, symmetric ? 0 : block);
+  Matrix x_columns(x.width, block), y_columns(symmetric ? 0 : y.width, symmetric ? 0 : block);
   for (int64_t begin = 0; begin < x.rows; begin += block) {
     const int64_t tokens = std::min(block, x.rows - begin);
     transpose(x, begin, tokens, x_columns, pool);
     if (!symmetric) transpose(y, begin, tokens, y_columns, pool);
-    for (int64_t panel = 0; panel < k; panel += kPanel) {
+    for (int64_t panel = 0; panel < y.width; panel += kPanel) {
       add_panel(x_columns, symmetric ? x_columns : y_columns, panel, symmetric ? panel : 0, gram,
                 pool);
     }
   }
-  if (symmetric) mirror(gram, k);
+  if (symmetric) mirror(gram, x.width);
 }
 
 void add_inputs(const Matrix& x, InputStats& stats, ThreadPool& pool) {

@@ -24,7 +24,8 @@ struct InputStats {
   float largest() const;                // of absmax
 };
 
-// gram += x^T y for x, y [T, K]. y = x: only the lower triangle is computed, then mirrored.
+// gram += x^T y for x [T, K], y [T, M]; gram: [K, M]. y = x: only the lower triangle is computed,
+// then mirrored.
 void add_gram(const Matrix& x, const Matrix& y, std::vector<float>& gram, ThreadPool& pool);
 
 inline constexpr int64_t kSampleRows = 256;  // of InputStats::sample

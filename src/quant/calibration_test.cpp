@@ -54,6 +54,16 @@ TEST(Calibration, CrossGramTakesRowsFromTheFirstOperand) {
   expect_gram(gram, x, y);
 }
 
+TEST(Calibration, CrossGramOfUnlikeWidths) {
+  ThreadPool pool(2);
+  const Matrix x = random_matrix(45, 33, 5), y = random_matrix(45, 203, 6);
+  std::vector<float> gram;
+  add_gram(x, y, gram, pool);
+  ASSERT_EQ(gram.size(), size_t(33 * 203));
+  for (const auto& [i, j] : {std::pair<int64_t, int64_t>{0, 202}, {32, 0}, {17, 191}, {5, 192}})
+    EXPECT_NEAR(gram[size_t(i * 203 + j)], direct(x, y, i, j), 1e-4);
+}
+
 TEST(Calibration, BatchesAddUp) {
   ThreadPool pool(2);
   Matrix x = random_matrix(100, 48, 4);

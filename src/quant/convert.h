@@ -15,8 +15,8 @@ namespace longspur::quant {
 
 struct Conversion {
   ConvertOptions options;
-  // Statistics from the activations that the layers quantised so far give, not from the original
-  // model's.
+  // Statistics from the activations that what is quantised so far gives, product by product, not
+  // from the original model's.
   bool sequential = false;
   std::vector<KeptSites> kept;  // of each layer; empty: everything is quantised
 };

@@ -84,10 +84,20 @@ std::optional<Curvature> curvature_of(const InputStats* stats,
                                       ThreadPool& pool) {
   const bool wanted = method.weighted || method.kind == Kind::kGptq || method.refine > 0;
   if (stats == nullptr || !wanted) return std::nullopt;
-  return Curvature({.gram = stats->gram.data(), .k = stats->k}, method, pool);
+  return Curvature({.gram = stats->gram.data(), .k = stats->k, .tokens = stats->tokens}, method,
+                   pool);
 }
 
+Matrix read_matrix(const QuantizedMatrix& q, ThreadPool& pool) {
+  Matrix result(q.n, q.k);
+  dequantize(q, result.values.data(), pool);
+  return result;
+}
+
+}  // namespace
+
 void convert_site(const LayerWeights& weights,
+                  const LayerWeights& targets,
                   Site site,
                   const InputStats* stats,
                   const MatrixMethod& method,
@@ -99,22 +109,26 @@ void convert_site(const LayerWeights& weights,
     amax = std::max(amax, largest_magnitude(weights.linear[size_t(role)]));
   const std::optional<Curvature> curvature = curvature_of(stats, method, pool);
   for (int role = roles.begin; role < roles.end; ++role) {
-    const Matrix& w = weights.linear[size_t(role)];
+    const Matrix& w = targets.linear[size_t(role)];
     ConvertedMatrix& converted = result.linear[size_t(role)];
     converted.nvfp4 = quantize_matrix({w.values.data(), w.rows, w.width}, amax,
                                       curvature ? &*curvature : nullptr, method, pool);
     if (stats != nullptr) converted.input_multiplier = stats->largest() / kInputTop;
-    converted.report = report_of(w, converted.nvfp4, stats, pool);
+    converted.report = report_of(weights.linear[size_t(role)], converted.nvfp4, stats, pool);
   }
 }
 
-Matrix read_matrix(const QuantizedMatrix& q, ThreadPool& pool) {
-  Matrix result(q.n, q.k);
-  dequantize(q, result.values.data(), pool);
-  return result;
+void keep_site(const LayerWeights& weights, Site site, ConvertedLayer& result) {
+  const RoleRange roles = roles_of(site);
+  for (int role = roles.begin; role < roles.end; ++role) {
+    result.linear[size_t(role)].kept = true;
+    result.linear[size_t(role)].values = weights.linear[size_t(role)];
+  }
 }
 
-}  // namespace
+Matrix values_of(const ConvertedMatrix& matrix, ThreadPool& pool) {
+  return matrix.kept ? matrix.values : read_matrix(matrix.nvfp4, pool);
+}
 
 ConvertedLayer convert_layer(const io::ModelConfig& config,
                              const LayerWeights& original,
@@ -139,15 +153,11 @@ ConvertedLayer convert_layer(const io::ModelConfig& config,
   result.q_norm = weights.q_norm;
   result.k_norm = weights.k_norm;
   for (int s = 0; s < kSites; ++s) {
-    if (!kept[size_t(s)]) {
-      convert_site(weights, Site(s), stats != nullptr ? &(*stats)[size_t(s)] : nullptr,
+    if (kept[size_t(s)]) {
+      keep_site(weights, Site(s), result);
+    } else {
+      convert_site(weights, weights, Site(s), stats != nullptr ? &(*stats)[size_t(s)] : nullptr,
                    options.matrix, pool, result);
-      continue;
-    }
-    const RoleRange roles = roles_of(Site(s));
-    for (int role = roles.begin; role < roles.end; ++role) {
-      result.linear[size_t(role)].kept = true;
-      result.linear[size_t(role)].values = weights.linear[size_t(role)];
     }
   }
   return result;
@@ -156,8 +166,7 @@ ConvertedLayer convert_layer(const io::ModelConfig& config,
 LayerWeights read_back(const ConvertedLayer& layer, ThreadPool& pool) {
   LayerWeights weights;
   for (size_t role = 0; role < kRoles; ++role) {
-    const ConvertedMatrix& matrix = layer.linear[role];
-    weights.linear[role] = matrix.kept ? matrix.values : read_matrix(matrix.nvfp4, pool);
+    weights.linear[role] = values_of(layer.linear[role], pool);
   }
   weights.bias = layer.bias;
   weights.attn_norm = layer.attn_norm;

@@ -22,6 +22,9 @@ struct ConvertOptions {
   std::optional<ChannelScaleSearch::Kind> scales;
   // The recipe that inputs are rounded with at run time, for the search of scales; null: not.
   const kernels::nvfp4::Recipe* activations = nullptr;
+  // In sequential conversion: how far the weights go towards making up for what the layers before
+  // have lost (retarget.h), 0 .. 1. Not with `scales`.
+  double retarget = 0.0;
 };
 
 // What conversion did to a matrix. Errors are relative: sum (Q - W)^2 / sum W^2, and
@@ -56,6 +59,20 @@ ConvertedLayer convert_layer(const io::ModelConfig& config,
                              const ConvertOptions& options,
                              const KeptSites& kept,
                              ThreadPool& pool);
+
+// One site of the layer, from `targets` (the weights themselves, or changed ones to quantise in
+// their place); the multiplier and the report are about `weights`.
+void convert_site(const LayerWeights& weights,
+                  const LayerWeights& targets,
+                  Site site,
+                  const InputStats* stats,
+                  const MatrixMethod& method,
+                  ThreadPool& pool,
+                  ConvertedLayer& result);
+// Leaves the site's matrices in high precision.
+void keep_site(const LayerWeights& weights, Site site, ConvertedLayer& result);
+// A matrix as it will compute.
+Matrix values_of(const ConvertedMatrix& matrix, ThreadPool& pool);
 
 // The layer with its channel scales taken out again: matrix by matrix comparable to the original.
 LayerWeights read_back_unfolded(const io::ModelConfig& config,

@@ -15,7 +15,8 @@
 
 namespace longspur::quant {
 
-// Sees what each product reads, before it does. x: [T, K].
+// Sees what each product reads, before it does, and may still change the product's weights. x: [T,
+// K]
 class InputObserver {
  public:
   virtual ~InputObserver() = default;

@@ -48,8 +48,9 @@ Conversion preset(Method method,
       conversion.options.activations = &kInputs;
       break;
     case Method::kBest:
-      matrix.kind = Kind::kGptq;
-      matrix.refine = 2;
+      matrix = best_method();
+      if (rule) matrix.recipe.rule = *rule;
+      conversion.options.retarget = 0.25;
       conversion.sequential = true;
       break;
   }
