@@ -161,6 +161,32 @@ TEST_F(LayerTest, ReportedErrorsAreThoseOfTheMatrices) {
   EXPECT_FLOAT_EQ(converted.linear[size_t(Role::kUp)].input_multiplier, input.largest() / 2688);
 }
 
+TEST(RoundActivations, EachRowIsQuantisedWithItsOwnScale) {
+  ThreadPool pool(2);
+  const Matrix x = random_matrix(19, 48, 70);
+  kernels::nvfp4::Recipe recipe;
+  recipe.rule = kernels::nvfp4::Rule::kSweep;
+  Matrix rounded = x;
+  round_activations(rounded, recipe, pool);
+  for (int64_t row = 0; row < x.rows; ++row) {
+    float amax = 0.0f;
+    for (int64_t i = 0; i < x.width; ++i) amax = std::max(amax, std::abs(x.row(row)[i]));
+    uint8_t codes[24], scales[3];
+    kernels::nvfp4::QuantizeArgs args;
+    args.source = {x.row(row), DType::kF32, 1, x.width, x.width, false};
+    args.amax = &amax;
+    args.recipe = recipe;
+    args.codes = codes;
+    args.scales = scales;
+    kernels::nvfp4::quantize_ref(args, 0, 1);
+    const float multiplier = kernels::nvfp4::tensor_scale(amax, recipe);
+    float expected[48];
+    kernels::nvfp4::dequantize_ref(
+        {codes, scales, &multiplier, false, 1, x.width, DType::kF32, expected}, 0, 1);
+    for (int64_t i = 0; i < x.width; ++i) EXPECT_EQ(rounded.row(row)[i], expected[i]);
+  }
+}
+
 TEST(Divergence, AgreesWithSumsInDouble) {
   ThreadPool pool(2);
   Matrix p = random_matrix(5, 1037, 60), q = random_matrix(5, 1037, 61);

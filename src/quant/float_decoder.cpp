@@ -174,13 +174,11 @@ void round_activations(Matrix& x, const nvfp4::Recipe& recipe, ThreadPool& pool)
                                       DType::kF32,  x.values.data()};
   pool.run([&](Team& team) {
     team.dynamic_for(x.rows, kGrain, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row)
-        for (int64_t i = 0; i < k; ++i)
-          amax[size_t(row)] = std::max(amax[size_t(row)], std::abs(x.row(row)[i]));
+      nvfp4::max_magnitude(args.source, recipe.hadamard, begin, end, amax.data() + begin);
       for (int64_t row = begin; row < end; ++row)
         multiplier[size_t(row)] = nvfp4::tensor_scale(amax[size_t(row)], recipe);
-      nvfp4::quantize_ref(args, begin, end);
-      nvfp4::dequantize_ref(back, begin, end);
+      nvfp4::quantize(args, begin, end);
+      nvfp4::dequantize(back, begin, end);
     });
   });
 }
