@@ -50,7 +50,7 @@ Conversion preset(Method method,
     case Method::kBest:
       matrix = best_method();
       if (rule) matrix.recipe.rule = *rule;
-      conversion.options.retarget = 0.25;
+      conversion.options.retarget = 0.7;
       conversion.sequential = true;
       break;
   }
