@@ -37,9 +37,7 @@ std::vector<float> damped(const Calibration& calibration,
                           const std::vector<float>& diagonal,
                           const MatrixMethod& method) {
   const int64_t k = calibration.k;
-  const double shrinkage = method.shrinkage == kAutomatic
-                               ? automatic_shrinkage(k, calibration.tokens)
-                               : method.shrinkage;
+  const double shrinkage = shrinkage_of(method, k, calibration.tokens);
   std::vector<float> gram(calibration.gram, calibration.gram + k * k);
   const double size = mean(diagonal);
   for (int64_t i = 0; i < k; ++i) {
@@ -71,6 +69,10 @@ void check_method(const MatrixMethod& method) {
 double automatic_shrinkage(int64_t channels, int64_t tokens) {
   require(tokens > 0, "calibration: found ", tokens, " tokens, expected at least 1");
   return std::min(0.5, 0.05 + 1.5 * double(channels) / double(tokens));
+}
+
+double shrinkage_of(const MatrixMethod& method, int64_t channels, int64_t tokens) {
+  return method.shrinkage == kAutomatic ? automatic_shrinkage(channels, tokens) : method.shrinkage;
 }
 
 MatrixMethod best_method() {

@@ -81,6 +81,9 @@ struct MatrixMethod {
   int refine = 0;  // sweeps of coordinate descent
 };
 
+// The method's shrinkage, kAutomatic resolved.
+double shrinkage_of(const MatrixMethod& method, int64_t channels, int64_t tokens);
+
 // The strongest combination: all scales, four versions of a row, coordinate descent, automatic
 // shrinkage.
 MatrixMethod best_method();

@@ -50,7 +50,8 @@ Conversion preset(Method method,
     case Method::kBest:
       matrix = best_method();
       if (rule) matrix.recipe.rule = *rule;
-      conversion.options.retarget = 0.7;
+      matrix.shrinkage = 0.3;
+      conversion.options.retarget = 1.0;
       conversion.sequential = true;
       break;
   }

@@ -10,11 +10,14 @@ namespace longspur::quant {
 
 namespace {
 
-std::vector<float> damped(const float* gram, int64_t k, double damping) {
-  std::vector<float> result(gram, gram + k * k);
+// (1 - s) H + s diag(H) + d I
+std::vector<float> regularised(const RetargetInputs& inputs, int64_t k) {
+  std::vector<float> result(inputs.gram, inputs.gram + k * k);
   double mean = 0;
-  for (int64_t i = 0; i < k; ++i) mean += double(gram[i * k + i]) / double(k);
-  for (int64_t i = 0; i < k; ++i) result[size_t(i * k + i)] += float(damping * mean);
+  for (int64_t i = 0; i < k; ++i) mean += double(inputs.gram[i * k + i]) / double(k);
+  for (float& value : result) value *= float(1.0 - inputs.shrinkage);
+  for (int64_t i = 0; i < k; ++i)
+    result[size_t(i * k + i)] = inputs.gram[i * k + i] + float(inputs.damping * mean);
   return result;
 }
 
@@ -25,7 +28,7 @@ std::vector<float> transposed(const std::vector<float>& m, int64_t k) {
   return result;
 }
 
-// Multiplies sixteen rows by C - H, then by (H + d I)^-1 = U^T U.
+// Multiplies sixteen rows by C - H, then by the inverse of the regularised H, U^T U.
 struct Solver {
   int64_t k;
   std::vector<float> drift, factor, factor_columns;  // C - H, U, U^T
@@ -45,7 +48,7 @@ struct Solver {
 
 Solver make_solver(int64_t k, const RetargetInputs& inputs, ThreadPool& pool) {
   Solver solver{k, {}, {}, {}};
-  solver.factor = inverse_factor(damped(inputs.gram, k, inputs.damping), k, {}, pool);
+  solver.factor = inverse_factor(regularised(inputs, k), k, {}, pool);
   require(!solver.factor.empty(), "calibration: found X^T X + ", inputs.damping,
           " of its mean diagonal not positive definite, expected more damping");
   solver.factor_columns = transposed(solver.factor, k);
@@ -80,8 +83,8 @@ std::vector<float> retarget(const WeightView& w, const RetargetInputs& inputs, T
       solver.shift(residual, rows, scratch);
       for (int64_t row = begin; row < end; ++row)
         for (int64_t i = 0; i < w.k; ++i)
-          result[size_t(row * w.k + i)] +=
-              float(inputs.strength) * rows[size_t(i * kLanes + row - begin)];
+          result[size_t(row * w.k + i)] += float(inputs.strength * (1.0 - inputs.shrinkage)) *
+                                           rows[size_t(i * kLanes + row - begin)];
     });
   });
   return result;

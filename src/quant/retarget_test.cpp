@@ -81,22 +81,25 @@ TEST(Retarget, SolvesTheNormalEquations) {
     RetargetInputs inputs{d.gram.data(), d.cross.data(),
                           with_residual ? d.residual.data() : nullptr};
     inputs.damping = 0.1;
+    inputs.shrinkage = with_residual ? 0.0 : 0.3;
     const std::vector<float> v = retarget(d.view(), inputs, pool);
     double mean = 0;
     for (int64_t i = 0; i < Drift::kK; ++i)
       mean += double(d.gram[size_t(i * Drift::kK + i)]) / double(Drift::kK);
-    // (V - W)(H + d I) = W (C - H) + R^T X
+    const double trust = 1 - inputs.shrinkage;
+    // (V - W)((1 - s) H + s diag(H) + d I) = (1 - s) (W (C - H) + R^T X)
     for (int64_t row = 0; row < Drift::kN; ++row) {
       for (int64_t j = 0; j < Drift::kK; ++j) {
         double left = 0,
                right = with_residual ? double(d.residual[size_t(row * Drift::kK + j)]) : 0;
         for (int64_t i = 0; i < Drift::kK; ++i) {
           const auto at = size_t(i * Drift::kK + j), own = size_t(row * Drift::kK + i);
-          left += (double(v[own]) - double(d.w[own])) *
-                  (double(d.gram[at]) + (i == j ? inputs.damping * mean : 0.0));
+          left +=
+              (double(v[own]) - double(d.w[own])) * (double(d.gram[at]) * (i == j ? 1.0 : trust) +
+                                                     (i == j ? inputs.damping * mean : 0.0));
           right += double(d.w[own]) * (double(d.cross[at]) - double(d.gram[at]));
         }
-        EXPECT_NEAR(left, right, 1e-3) << row << ", " << j;
+        EXPECT_NEAR(left, trust * right, 1e-3) << row << ", " << j;
       }
     }
   }

@@ -83,6 +83,7 @@ void SequentialLayer::retarget_site(Site site, const Matrix& x, const InputStats
   const RetargetInputs inputs = {.gram = stats.gram.data(),
                                  .cross = cross.data(),
                                  .residual = residual.empty() ? nullptr : residual.data(),
+                                 .shrinkage = shrinkage_of(options_.matrix, stats.k, stats.tokens),
                                  .strength = options_.retarget};
   const RoleRange roles = roles_of(site);
   for (int role = roles.begin; role < roles.end; ++role) {
