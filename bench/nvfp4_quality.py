@@ -107,6 +107,7 @@ def main() -> int:
         code = subprocess.run([str(part) for part in command], check=False).returncode
         if code != 0 or arguments.plan:
             return code
+    TARGET.parent.mkdir(parents=True, exist_ok=True)
     TARGET.write_text(json.dumps(table(json.loads(raw.read_text())), indent=1) + "\n")
     print(f"nvfp4_quality: wrote {TARGET.relative_to(ROOT)}")
     return 0
