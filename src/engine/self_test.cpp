@@ -89,8 +89,7 @@ std::vector<float> multiply(const qgemm::PackedWeight& weight,
   args.y = y.data();
   args.ldy = kN;
   qgemm::validate(weight, args);
-  AlignedBuffer workspace(size_t(qgemm::workspace_bytes(weight.dtype(), kT, kK)));
-  pool.run([&](Team& team) { qgemm::matmul(team, weight, args, workspace.data()); });
+  qgemm::matmul(pool, weight, args);
   return y;
 }
 

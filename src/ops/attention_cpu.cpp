@@ -1,9 +1,9 @@
 // Attention on the CPU: torch tensors to the pointers and strides of kernels/attention.
 #include "base/aligned_buffer.h"
-#include "base/error.h"
 #include "kernels/attention/varlen.h"
 #include "ops/attention_impl.h"
 #include "ops/attention_shape.h"
+#include "ops/dtype.h"
 #include "ops/parallel.h"
 
 namespace longspur::ops {
@@ -11,21 +11,6 @@ namespace longspur::ops {
 namespace {
 
 namespace kernel = kernels::attention;
-
-DType dtype_of(const at::Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case at::kFloat:
-      return DType::kF32;
-    case at::kBFloat16:
-      return DType::kBF16;
-    case at::kHalf:
-      return DType::kF16;
-    case at::kDouble:
-      return DType::kF64;
-    default:
-      throw InternalError(concat("attention: dtype ", c10::toString(tensor.scalar_type())));
-  }
-}
 
 kernel::VarlenShape shape_of(const AttentionProblem& problem) {
   kernel::VarlenShape shape;

@@ -61,19 +61,6 @@ at::Tensor plain_scales(const at::Tensor& tiles, int64_t rows, int64_t columns) 
 
 }  // namespace
 
-DType nvfp4_dtype(const at::Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case at::kFloat:
-      return DType::kF32;
-    case at::kBFloat16:
-      return DType::kBF16;
-    case at::kHalf:
-      return DType::kF16;
-    default:
-      throw InternalError(concat("nvfp4: dtype ", c10::toString(tensor.scalar_type())));
-  }
-}
-
 void nvfp4_quantize_rows(const Nvfp4QuantizeProblem& problem) {
   choose(&Nvfp4Implementation::accepts_quantize, problem).quantize(problem);
 }

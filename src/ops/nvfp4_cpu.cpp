@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/nvfp4/api.h"
+#include "ops/dtype.h"
 #include "ops/nvfp4_impl.h"
 #include "ops/parallel.h"
 
@@ -50,7 +51,7 @@ float tensor_amax(const kernel::Source& source, bool hadamard) {
 
 void quantize(const Nvfp4QuantizeProblem& problem) {
   kernel::QuantizeArgs args;
-  args.source = {problem.x.const_data_ptr(), nvfp4_dtype(problem.x), problem.rows, problem.k,
+  args.source = {problem.x.const_data_ptr(), dtype_of(problem.x), problem.rows, problem.k,
                  problem.x.stride(0),        problem.transposed};
   args.amax_per_row = problem.per_row;
   args.importance =
@@ -86,7 +87,7 @@ void dequantize(const Nvfp4DequantizeProblem& problem) {
   args.multiplier_per_row = problem.tensor_scale.numel() > 1;
   args.rows = problem.rows;
   args.k = problem.k;
-  args.dtype = nvfp4_dtype(problem.out);
+  args.dtype = dtype_of(problem.out);
   args.out = problem.out.mutable_data_ptr();
   for_each_rows(problem.rows, problem.k,
                 [&](int64_t begin, int64_t end) { kernel::dequantize(args, begin, end); });

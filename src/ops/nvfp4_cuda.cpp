@@ -6,6 +6,7 @@
 
 #include "kernels/nvfp4/cuda/quantize.h"
 #include "ops/device_stream.h"
+#include "ops/dtype.h"
 #include "ops/nvfp4_impl.h"
 
 namespace longspur::ops {
@@ -20,7 +21,7 @@ bool dequantize_accepts(const Nvfp4DequantizeProblem& problem) { return problem.
 void quantize(const Nvfp4QuantizeProblem& problem) {
   const std::string_view op = "nvfp4_quantize";
   device::Quantize args;
-  args.source = {problem.x.const_data_ptr(), nvfp4_dtype(problem.x), problem.rows, problem.k,
+  args.source = {problem.x.const_data_ptr(), dtype_of(problem.x), problem.rows, problem.k,
                  problem.x.stride(0),        problem.transposed};
   args.recipe = problem.recipe;
   args.amax_from = problem.amax.defined() ? device::Amax::kGiven
@@ -47,7 +48,7 @@ void dequantize(const Nvfp4DequantizeProblem& problem) {
   args.multiplier_per_row = problem.tensor_scale.numel() > 1;
   args.rows = problem.rows;
   args.k = problem.k;
-  args.dtype = nvfp4_dtype(problem.out);
+  args.dtype = dtype_of(problem.out);
   args.out = problem.out.mutable_data_ptr();
   const c10::Stream stream = device_stream(op, problem.codes);
   check_launch(op, device::dequantize(args, false, stream.native_handle()));

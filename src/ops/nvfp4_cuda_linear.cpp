@@ -5,8 +5,10 @@
 #include <array>
 #include <string_view>
 
+#include "base/error.h"
 #include "kernels/nvfp4/cuda/matmul.h"
 #include "ops/device_stream.h"
+#include "ops/dtype.h"
 #include "ops/nvfp4_impl.h"
 #include "ops/nvfp4_packed.h"
 
@@ -19,13 +21,15 @@ namespace device = kernels::nvfp4::cuda;
 constexpr std::string_view kOp = "nvfp4_linear";
 
 device::Type type_of(const at::Tensor& tensor) {
-  switch (nvfp4_dtype(tensor)) {
+  switch (dtype_of(tensor)) {
     case DType::kBF16:
       return device::Type::kBF16;
     case DType::kF16:
       return device::Type::kF16;
-    default:
+    case DType::kF32:
       return device::Type::kF32;
+    default:
+      throw InternalError(concat(kOp, ": dtype ", c10::toString(tensor.scalar_type())));
   }
 }
 

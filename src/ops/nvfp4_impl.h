@@ -66,9 +66,6 @@ std::span<const Nvfp4LinearImplementation* const> nvfp4_device_linear_implementa
 // Those of this build's devices, before the two above: chosen by the sources that CMake names.
 std::span<const Nvfp4Implementation* const> nvfp4_device_implementations();
 
-// The types that the kernels take: float32, bfloat16, float16.
-DType nvfp4_dtype(const at::Tensor& tensor);
-
 // Operands as matrices; out is to have their elements.
 Nvfp4DequantizeProblem nvfp4_rows(const Nvfp4Operand& operand, const at::Tensor& out);
 

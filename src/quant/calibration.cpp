@@ -51,8 +51,7 @@ void add_panel(const Matrix& x_columns,
   args.y = gram.data() + first * columns + panel;
   args.ldy = columns;
   args.accumulate = true;
-  AlignedBuffer workspace(size_t(qgemm::workspace_bytes(DType::kF32, args.t, tokens)));
-  pool.run([&](Team& team) { qgemm::matmul(team, *packed, args, workspace.data()); });
+  qgemm::matmul(pool, *packed, args);
 }
 
 void mirror(std::vector<float>& gram, int64_t k) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <optional>
 
 #include "base/error.h"
@@ -41,11 +42,16 @@ double square_sum(const std::vector<float>& a, const std::vector<float>& b) {
   return sum;
 }
 
-// tr(A H A^T)
-double weighted_square(const Matrix& a, const InputStats& stats, ThreadPool& pool) {
+// H [K, K], packed for products; null without statistics.
+std::unique_ptr<qgemm::PackedWeight> packed_gram(const InputStats* stats, ThreadPool& pool) {
+  if (stats == nullptr) return nullptr;
   const qgemm::WeightRows rows = {
-      DType::kF32, reinterpret_cast<const std::byte*>(stats.gram.data()), stats.k, stats.k};
-  const auto packed = qgemm::pack({&rows, 1}, pool);
+      DType::kF32, reinterpret_cast<const std::byte*>(stats->gram.data()), stats->k, stats->k};
+  return qgemm::pack({&rows, 1}, pool);
+}
+
+// tr(A H A^T)
+double weighted_square(const Matrix& a, const qgemm::PackedWeight& gram, ThreadPool& pool) {
   Matrix product(a.rows, a.width);
   qgemm::MatmulArgs args;
   args.x = a.values.data();
@@ -53,14 +59,13 @@ double weighted_square(const Matrix& a, const InputStats& stats, ThreadPool& poo
   args.ldx = a.width;
   args.y = product.values.data();
   args.ldy = a.width;
-  AlignedBuffer workspace(size_t(qgemm::workspace_bytes(DType::kF32, args.t, a.width)));
-  pool.run([&](Team& team) { qgemm::matmul(team, *packed, args, workspace.data()); });
+  qgemm::matmul(pool, gram, args);
   return square_sum(a.values, product.values);
 }
 
 MatrixReport report_of(const Matrix& w,
                        const QuantizedMatrix& q,
-                       const InputStats* stats,
+                       const qgemm::PackedWeight* gram,
                        ThreadPool& pool) {
   Matrix error(q.n, q.k);
   dequantize(q, error.values.data(), pool);
@@ -71,9 +76,9 @@ MatrixReport report_of(const Matrix& w,
   report.squared_error = square_sum(error.values, error.values);
   report.squares = square_sum(w.values, w.values);
   report.weight_error = ratio(report.squared_error, report.squares);
-  if (stats != nullptr) {
+  if (gram != nullptr) {
     report.output_error =
-        ratio(weighted_square(error, *stats, pool), weighted_square(w, *stats, pool));
+        ratio(weighted_square(error, *gram, pool), weighted_square(w, *gram, pool));
   }
   return report;
 }
@@ -108,13 +113,14 @@ void convert_site(const LayerWeights& weights,
   for (int role = roles.begin; role < roles.end; ++role)
     amax = std::max(amax, largest_magnitude(weights.linear[size_t(role)]));
   const std::optional<Curvature> curvature = curvature_of(stats, method, pool);
+  const auto gram = packed_gram(stats, pool);
   for (int role = roles.begin; role < roles.end; ++role) {
     const Matrix& w = targets.linear[size_t(role)];
     ConvertedMatrix& converted = result.linear[size_t(role)];
     converted.nvfp4 = quantize_matrix({w.values.data(), w.rows, w.width}, amax,
                                       curvature ? &*curvature : nullptr, method, pool);
     if (stats != nullptr) converted.input_multiplier = stats->largest() / kInputTop;
-    converted.report = report_of(weights.linear[size_t(role)], converted.nvfp4, stats, pool);
+    converted.report = report_of(weights.linear[size_t(role)], converted.nvfp4, gram.get(), pool);
   }
 }
 

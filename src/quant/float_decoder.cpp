@@ -93,8 +93,7 @@ class Backend {
     args.ldy = y.width;
     args.accumulate = accumulate;
     args.bias = w.bias.empty() ? nullptr : w.bias.data();
-    AlignedBuffer workspace(size_t(qgemm::workspace_bytes(DType::kF32, x.rows, x.width)));
-    pool_.run([&](Team& team) { qgemm::matmul(team, *w.weight, args, workspace.data()); });
+    qgemm::matmul(pool_, *w.weight, args);
   }
 
   void rotate(Matrix& qkv, const PackedLayer& w);
@@ -251,8 +250,7 @@ Matrix FloatDecoder::logits(const Batch& batch, int64_t begin, int64_t rows) con
   args.ldx = x.width;
   args.y = y.values.data();
   args.ldy = y.width;
-  AlignedBuffer workspace(size_t(qgemm::workspace_bytes(DType::kF32, rows, x.width)));
-  pool_.run([&](Team& team) { qgemm::matmul(team, *head_, args, workspace.data()); });
+  qgemm::matmul(pool_, *head_, args);
   return y;
 }
 

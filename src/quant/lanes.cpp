@@ -4,6 +4,8 @@
 #include <array>
 #include <span>
 
+#include "kernels/common/isa_choice.h"
+
 namespace longspur::quant {
 
 namespace nvfp4 = kernels::nvfp4;
@@ -36,10 +38,7 @@ uint8_t candidate_code(nvfp4::Rule rule, int index, float bmax, float enc) {
 
 const LaneKernels& lane_kernels() {
 #if defined(__x86_64__)
-  // These tests include the operating system's support for the registers.
-  static const bool avx512 =
-      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  static const bool avx512 = kernels::has_avx512();
   static const bool avx2 = __builtin_cpu_supports("avx2");
   if (avx512) return kLanesAvx512;
   if (avx2) return kLanesAvx2;

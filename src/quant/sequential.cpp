@@ -33,8 +33,7 @@ void add_product(const Matrix& x, const Product& w, Matrix& y, ThreadPool& pool)
   args.y = y.values.data();
   args.ldy = y.width;
   args.accumulate = true;
-  AlignedBuffer workspace(size_t(qgemm::workspace_bytes(DType::kF32, x.rows, x.width)));
-  pool.run([&](Team& team) { qgemm::matmul(team, *w.weight, args, workspace.data()); });
+  qgemm::matmul(pool, *w.weight, args);
 }
 
 // Whether the residual stream takes the product's output.

@@ -1,7 +1,5 @@
-// Which instruction set is used: the best that the processor has, unless lowered.
-#include <atomic>
-
-#include "base/error.h"
+// The instruction sets that quantisation runs on.
+#include "kernels/common/isa_choice.h"
 #include "kernels/nvfp4/kernels.h"
 
 namespace longspur::kernels::nvfp4 {
@@ -11,45 +9,25 @@ namespace {
 std::vector<const KernelTable*> available_tables() {
   std::vector<const KernelTable*> tables;
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-    tables.push_back(table_avx512());
-  // Every processor with AVX2 and FMA also converts halves (F16C).
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    tables.push_back(table_avx2());
+  if (has_avx512()) tables.push_back(table_avx512());
+  if (has_avx2()) tables.push_back(table_avx2());
 #endif
   tables.push_back(table_portable());
   return tables;
 }
 
-std::atomic<const KernelTable*>& chosen() {
-  static std::atomic<const KernelTable*> table{available_tables().front()};
-  return table;
+IsaChoice<KernelTable>& choice() {
+  static IsaChoice<KernelTable> choice(available_tables());
+  return choice;
 }
 
-const KernelTable& active_table() { return *chosen().load(std::memory_order_acquire); }
+const KernelTable& active_table() { return choice().active(); }
 
 }  // namespace
 
-std::vector<std::string_view> available_isas() {
-  std::vector<std::string_view> names;
-  for (const KernelTable* table : available_tables()) names.push_back(table->isa);
-  return names;
-}
-
+std::vector<std::string_view> available_isas() { return choice().names(); }
 std::string_view active_isa() { return active_table().isa; }
-
-void limit_isa(std::string_view isa) {
-  std::string names;
-  for (const KernelTable* table : available_tables()) {
-    if (table->isa == isa) {
-      chosen().store(table, std::memory_order_release);
-      return;
-    }
-    names += concat(names.empty() ? "" : ", ", table->isa);
-  }
-  throw Error(concat("instruction set: found '", isa, "', expected one of ", names));
-}
+void limit_isa(std::string_view isa) { choice().limit(isa); }
 
 void quantize(const QuantizeArgs& args, int64_t begin, int64_t end) {
   active_table().quantize(args, begin, end);

@@ -101,6 +101,10 @@ void validate(const PackedWeight& w, const MatmulArgs& args);
 // overlap x.
 void matmul(Team& team, const PackedWeight& w, const MatmulArgs& args, std::byte* workspace);
 
+// The same on all threads of the pool, with a workspace of its own: for single products, not for
+// the steps of a model.
+void matmul(ThreadPool& pool, const PackedWeight& w, const MatmulArgs& args);
+
 // The instruction set in use: "avx512vnni", "avx2", "neon" or "scalar". LONGSPUR_ISA in the
 // environment of tests and benches lowers it (read by app/ and tests, passed here). Packed weights
 // are the same for all.

@@ -178,4 +178,10 @@ void matmul(Team& team, const PackedWeight& weight, const MatmulArgs& args, std:
            std::max<int64_t>(1, fitting / kTileTokens) * kTileTokens);
 }
 
+void matmul(ThreadPool& pool, const PackedWeight& w, const MatmulArgs& args) {
+  const bool nvfp4 = args.precision == ActPrecision::kNvfp4;
+  AlignedBuffer workspace(size_t(workspace_bytes(w.dtype(), args.t, w.k(), nvfp4)));
+  pool.run([&](Team& team) { matmul(team, w, args, workspace.data()); });
+}
+
 }  // namespace longspur::kernels::qgemm

@@ -45,9 +45,8 @@ std::vector<float> multiply(const std::vector<WeightRows>& parts,
   args.ldy = w->n();
   args.precision = call.precision;
   args.act_rule = call.rule;
-  AlignedBuffer workspace(size_t(workspace_bytes(w->dtype(), args.t, w->k(), true)));
   validate(*w, args);
-  pool.run([&](Team& team) { matmul(team, *w, args, workspace.data()); });
+  matmul(pool, *w, args);
   return y;
 }
 

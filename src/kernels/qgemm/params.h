@@ -124,7 +124,7 @@ using ProductFunction = void (*)(const ProductParams&,
                                  int64_t token_end);
 
 struct KernelTable {
-  const char* name;
+  const char* isa;
   InputFunction input;
   ProductFunction product[kWeightKinds];
 };

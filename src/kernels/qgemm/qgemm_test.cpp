@@ -53,9 +53,7 @@ struct Problem {
 
 void multiply(ThreadPool& pool, const PackedWeight& w, const MatmulArgs& args) {
   validate(w, args);
-  const bool nvfp4 = args.precision == ActPrecision::kNvfp4;
-  AlignedBuffer workspace(size_t(workspace_bytes(w.dtype(), args.t, w.k(), nvfp4)));
-  pool.run([&](Team& team) { matmul(team, w, args, workspace.data()); });
+  matmul(pool, w, args);
 }
 
 std::unique_ptr<PackedWeight> pack_one(const WeightRows& rows, ThreadPool& pool) {

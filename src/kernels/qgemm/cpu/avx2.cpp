@@ -198,7 +198,7 @@ struct Avx2 {
 }  // namespace
 
 const KernelTable kAvx2Kernels = {
-    .name = "avx2",
+    .isa = "avx2",
     .input = run_input,
     .product = {quant_product<Avx2, kQ4_1Kind>, quant_product<Avx2, kQ4_0Kind>,
                 quant_product<Avx2, kQ8_0Kind>, nvfp4_product_avx2, float_product<Avx2, kF32Kind>,

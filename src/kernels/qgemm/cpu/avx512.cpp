@@ -220,7 +220,7 @@ struct Avx512 {
 }  // namespace
 
 const KernelTable kAvx512Kernels = {
-    .name = "avx512vnni",
+    .isa = "avx512vnni",
     .input = run_input,
     .product = {quant_product<Avx512, kQ4_1Kind>, quant_product<Avx512, kQ4_0Kind>,
                 quant_product<Avx512, kQ8_0Kind>, nvfp4_product_avx512,

@@ -162,7 +162,7 @@ struct Neon {
 }  // namespace
 
 const KernelTable kNeonKernels = {
-    .name = "neon",
+    .isa = "neon",
     .input = run_input,
     .product = {quant_product<Neon, kQ4_1Kind>, quant_product<Neon, kQ4_0Kind>,
                 quant_product<Neon, kQ8_0Kind>, nvfp4_product_neon, float_product<Neon, kF32Kind>,

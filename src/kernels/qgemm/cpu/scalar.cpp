@@ -135,7 +135,7 @@ struct Scalar {
 }  // namespace
 
 const KernelTable kScalarKernels = {
-    .name = "scalar",
+    .isa = "scalar",
     .input = run_input,
     .product = {quant_product<Scalar, kQ4_1Kind>, quant_product<Scalar, kQ4_0Kind>,
                 quant_product<Scalar, kQ8_0Kind>, nvfp4_product_scalar,
