@@ -14,6 +14,7 @@
 #include <string_view>
 
 #include "base/thread_pool.h"
+#include "kernels/common/block_mask.h"
 
 namespace longspur::kernels::attention {
 
@@ -77,6 +78,14 @@ struct AttentionArgs {
   int64_t heads = 0;  // H, a multiple of G
   float scale = 0.0f;
   int64_t window = 0;  // 0: no window
+};
+
+// Sparse prefill: rows of a query block read only the blocks of keys of a mask. Query blocks stand
+// at absolute positions (multiples of kQueryBlock); row 0 of a sequence is the block that holds its
+// first query's position. Sequences with `use` 0 are dense.
+struct PagedMask {
+  BlockMask blocks;              // heads: H or G
+  const uint8_t* use = nullptr;  // [B] or null: all
 };
 
 // Scratch for a batch: split-KV partial results, per-thread tiles. Pure.

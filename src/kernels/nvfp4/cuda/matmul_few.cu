@@ -12,10 +12,10 @@
 #include <algorithm>
 
 #include "kernels/common/cuda/launch.cuh"
+#include "kernels/common/cuda/sm90.cuh"
 #include "kernels/common/cuda/status.cuh"
 #include "kernels/nvfp4/cuda/matmul_impl.h"
 #include "kernels/nvfp4/cuda/packed.cuh"
-#include "kernels/nvfp4/cuda/sm90.cuh"
 #include "kernels/nvfp4/cuda/store.cuh"
 
 namespace longspur::kernels::nvfp4::cuda {

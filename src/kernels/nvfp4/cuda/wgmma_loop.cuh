@@ -8,9 +8,9 @@
 #include <algorithm>
 
 #include "kernels/common/cuda/launch.cuh"
+#include "kernels/common/cuda/sm90.cuh"
 #include "kernels/nvfp4/cuda/matmul.h"
 #include "kernels/nvfp4/cuda/packed.cuh"
-#include "kernels/nvfp4/cuda/sm90.cuh"
 
 namespace longspur::kernels::nvfp4::cuda {
 

@@ -1,4 +1,4 @@
-// The Hopper instructions that the products use: asynchronous copies, barriers in shared memory,
+// The Hopper instructions that the families share: asynchronous copies, barriers in shared memory,
 // m16n8k16 and m64nNk16 products, and launches with shared memory and clusters.
 #pragma once
 
@@ -8,7 +8,7 @@
 
 #include <cstdint>
 
-namespace longspur::kernels::nvfp4::cuda {
+namespace longspur::kernels {
 
 __device__ inline uint32_t shared_address(const void* pointer) {
   return uint32_t(__cvta_generic_to_shared(pointer));
@@ -226,4 +226,4 @@ cudaError_t launch_shared(void (*kernel)(Parameters...),
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
-}  // namespace longspur::kernels::nvfp4::cuda
+}  // namespace longspur::kernels

@@ -1,0 +1,51 @@
+// Scores and selection for query rows whose keys lie in the paged cache, CPU. Query blocks stand at
+// absolute positions: block I holds positions 128 I .., of which a call has some rows, so that a
+// prompt cut into chunks at multiples of 128 selects what it would in one piece.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "base/thread_pool.h"
+#include "kernels/attention/paged.h"
+#include "kernels/xattn/api.h"
+
+namespace longspur::kernels::xattn {
+
+// Means of the keys of full pages, kept beside the cache by page id, so that a later chunk does not
+// read earlier keys again for the terms that need only these.
+struct KeyMeans {
+  float* means = nullptr;  // [pool pages, D]
+};
+
+struct PagedSelectArgs {
+  const float* q = nullptr;  // [T, H, D] after rope_append, rows at stride ldq
+  int64_t ldq = 0;
+  int64_t heads = 0;  // H
+  float scale = 0.0f;
+  Estimator estimator;
+  const float* threshold = nullptr;  // [mask heads]; >= 2: the head's rows keep every block
+  SelectOptions options;
+  int64_t mask_heads = 0;  // H or G
+  // [B, mask_heads, query_blocks, row_words]; query block 0 of a sequence is the one that holds its
+  // first row's position. 16-byte aligned; all written.
+  uint32_t* words = nullptr;
+  int64_t query_blocks = 0, row_words = 0;
+  RowStats* stats = nullptr;  // [B, mask_heads, query_blocks] or null
+  KeyMeans key_means;         // written for pages that this call's rows make full; read
+};
+
+// Query blocks of the longest run of rows, at absolute positions. Pure.
+int64_t paged_query_blocks(const attention::BatchShape& shape);
+int64_t paged_select_workspace_bytes(const PagedSelectArgs& args,
+                                     const attention::BatchShape& shape,
+                                     const attention::PagedKv& kv,
+                                     int threads);
+// SPMD; ends with a barrier. After rope_append of the same rows.
+void paged_select(Team& team,
+                  const PagedSelectArgs& args,
+                  const attention::BatchShape& shape,
+                  const attention::PagedKv& kv,
+                  std::byte* workspace);
+
+}  // namespace longspur::kernels::xattn
