@@ -72,10 +72,10 @@ void run(const std::string& model, const std::string& text_path, int64_t limit, 
   for (int64_t begin = 0; begin < int64_t(tokens.size()); begin += window) {
     const int64_t length = std::min(window, int64_t(tokens.size()) - begin);
     const auto piece = std::span<const int32_t>(tokens).subspan(size_t(begin), size_t(length));
-    reference->logits(piece, false, [&](int64_t first, int64_t rows, const float* logits) {
+    reference->logits(piece, 0, [&](int64_t first, int64_t rows, const float* logits) {
       std::copy(logits, logits + rows * vocab, expected.begin() + first * vocab);
     });
-    fast->logits(piece, false, [&](int64_t first, int64_t rows, const float* logits) {
+    fast->logits(piece, 0, [&](int64_t first, int64_t rows, const float* logits) {
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t at = first + r;
         const int64_t next = at + 1 < length ? piece[size_t(at + 1)] : -1;

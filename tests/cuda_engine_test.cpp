@@ -33,7 +33,7 @@ struct Rows {
 
 Rows logits_of(Engine& engine, const std::vector<int32_t>& tokens) {
   Rows rows;
-  engine.logits(tokens, false, [&](int64_t first, int64_t count, const float* logits) {
+  engine.logits(tokens, 0, [&](int64_t first, int64_t count, const float* logits) {
     EXPECT_EQ(first, rows.count);
     rows.count += count;
     rows.values.insert(rows.values.end(), logits, logits + count * kVocab);

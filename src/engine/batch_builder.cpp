@@ -18,21 +18,16 @@ void BatchBuilder::add(std::span<const int32_t> tokens,
                        int64_t end,
                        int64_t rope_length,
                        const cache::BlockTable& table,
-                       Outputs outputs,
+                       int64_t outputs,
                        Sequence* owner) {
-  const auto first = int32_t(tokens_.size());
   tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
   const auto past = int32_t(tokens_.size());
   cu_seqlens_.push_back(past);
   kv_lens_.push_back(int32_t(end));
   rope_lens_.push_back(int32_t(rope_length));
   tables_.push_back(&table);
-  if (outputs == Outputs::kAll) {
-    for (int32_t row = first; row < past; ++row) output_rows_.push_back(row);
-  } else if (outputs == Outputs::kLast) {
-    output_rows_.push_back(past - 1);
-    if (owner != nullptr) finished_.push_back(owner);
-  }
+  for (int32_t row = past - int32_t(outputs); row < past; ++row) output_rows_.push_back(row);
+  if (outputs == 1 && owner != nullptr) finished_.push_back(owner);
 }
 
 void BatchBuilder::build(int64_t layers, int64_t kv_heads) {

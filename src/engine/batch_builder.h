@@ -14,16 +14,14 @@ struct Sequence;
 
 class BatchBuilder {
  public:
-  enum class Outputs { kNone, kLast, kAll };
-
   void clear();
-  // Tokens that end at position `end` of a sequence; `owner` is remembered when the last row is an
-  // output.
+  // Tokens that end at position `end` of a sequence, of which the last `outputs` are outputs;
+  // `owner` is remembered when there is one.
   void add(std::span<const int32_t> tokens,
            int64_t end,
            int64_t rope_length,
            const cache::BlockTable& table,
-           Outputs outputs,
+           int64_t outputs,
            Sequence* owner = nullptr);
   void build(int64_t layers, int64_t kv_heads);
 

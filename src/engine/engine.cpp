@@ -102,26 +102,24 @@ class EngineImpl final : public Engine {
 
   bool busy() const override { return !sequences_.empty(); }
 
-  void logits(std::span<const int32_t> tokens, bool last_only, const LogitsSink& sink) override {
+  void logits(std::span<const int32_t> tokens, int64_t first, const LogitsSink& sink) override {
     validate_prompt(tokens);
+    require(first >= 0 && first < int64_t(tokens.size()), "logits: found first row ", first,
+            ", expected 0 to ", tokens.size() - 1);
     cache::BlockTable table(blocks_);
     const int64_t total = int64_t(tokens.size());
     require(table.grow(total), "logits: ", total, " tokens do not fit in the ",
             blocks_.free_blocks() * cache::kBlockTokens, " free tokens of the cache");
     for (int64_t begin = 0; begin < total; begin += options_.prefill_chunk) {
       const int64_t end = std::min(total, begin + options_.prefill_chunk);
+      const int64_t wanted = std::max(begin, first), rows = std::max<int64_t>(0, end - wanted);
       builder_.clear();
-      builder_.add(
-          tokens.subspan(size_t(begin), size_t(end - begin)), end, total, table,
-          last_only ? (end == total ? BatchBuilder::Outputs::kLast : BatchBuilder::Outputs::kNone)
-                    : BatchBuilder::Outputs::kAll);
+      builder_.add(tokens.subspan(size_t(begin), size_t(end - begin)), end, total, table, rows);
       builder_.build(model_.config.layers, model_.config.kv_heads);
       executor_->forward(builder_.view());
-      const int64_t rows = last_only ? (end == total ? 1 : 0) : end - begin;
-      const int64_t first_row = last_only ? total - 1 : begin;
       for (int64_t row = 0; row < rows; row += runtime::Executor::kLogitRows) {
         const int64_t count = std::min(runtime::Executor::kLogitRows, rows - row);
-        sink(first_row + row, count, executor_->logits(row, count));
+        sink(wanted + row, count, executor_->logits(row, count));
       }
     }
   }
@@ -177,8 +175,7 @@ class EngineImpl final : public Engine {
       auto& sequence = static_cast<Sequence&>(*work.sequence);
       const int64_t begin = work.sequence->computed, end = begin + work.tokens;
       const int64_t rope_length = std::max(end, sequence.prompt_tokens());
-      const auto outputs =
-          end == work.sequence->total ? BatchBuilder::Outputs::kLast : BatchBuilder::Outputs::kNone;
+      const int64_t outputs = end == work.sequence->total ? 1 : 0;
       builder_.add(
           std::span<const int32_t>(sequence.tokens).subspan(size_t(begin), size_t(work.tokens)),
           end, rope_length, work.sequence->blocks, outputs, &sequence);

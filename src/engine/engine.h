@@ -85,9 +85,9 @@ class Engine {
   virtual bool busy() const = 0;
 
   // Logits of a sequence without keeping it: calls sink(first_row, rows, logits [rows, V]) in
-  // order. last_only: a single call with the last row.
+  // order, from row `first` on (the number of tokens - 1: only the last).
   using LogitsSink = std::function<void(int64_t first, int64_t rows, const float* logits)>;
-  virtual void logits(std::span<const int32_t> tokens, bool last_only, const LogitsSink& sink) = 0;
+  virtual void logits(std::span<const int32_t> tokens, int64_t first, const LogitsSink& sink) = 0;
 
   virtual EngineStats stats() const = 0;
   virtual void reset_stats() = 0;

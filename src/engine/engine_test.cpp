@@ -241,7 +241,7 @@ TEST_F(EngineTest, GreedyTokensFollowTheLogits) {
   const Result result = run_alone(*engine, r);
   ASSERT_EQ(result.tokens.size(), 12u);
   tokens.insert(tokens.end(), result.tokens.begin(), result.tokens.end());
-  engine->logits(tokens, false, [&](int64_t first, int64_t rows, const float* logits) {
+  engine->logits(tokens, 0, [&](int64_t first, int64_t rows, const float* logits) {
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t next = first + row + 1;
       if (next < 40 || next >= int64_t(tokens.size())) continue;
@@ -261,7 +261,7 @@ TEST_F(EngineTest, LogprobsAreThoseOfTheRawDistribution) {
   const Result result = run_alone(*engine, r);
   ASSERT_EQ(result.logprobs.size(), result.tokens.size());
   tokens.insert(tokens.end(), result.tokens.begin(), result.tokens.end());
-  engine->logits(tokens, false, [&](int64_t first, int64_t rows, const float* logits) {
+  engine->logits(tokens, 0, [&](int64_t first, int64_t rows, const float* logits) {
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t index = first + row + 1 - 33;
       if (index < 0 || index >= int64_t(result.tokens.size())) continue;

@@ -94,7 +94,7 @@ class Nvfp4Engine : public ::testing::Test {
     std::vector<int32_t> tokens;
     for (int32_t i = 0; i < length; ++i) tokens.push_back(i * 7 % int32_t(kVocab));
     std::vector<float> out;
-    engine->logits(tokens, false, [&](int64_t, int64_t rows, const float* row) {
+    engine->logits(tokens, 0, [&](int64_t, int64_t rows, const float* row) {
       out.insert(out.end(), row, row + rows * int64_t(kVocab));
     });
     return out;

@@ -38,7 +38,8 @@ struct HeadPlan {
   HeadMode mode = HeadMode::kList;
   int64_t sink = 0, local = 0;  // kStreaming: blocks
 };
-// Overwrites the rows of heads that are not kList. plans: [mask heads]. cu_seqlens as in VarlenShape.
+// Overwrites the rows of heads that are not kList. plans: [mask heads]. cu_seqlens as in
+// VarlenShape.
 void apply_head_plans(const HeadPlan* plans,
                       const attention::VarlenShape& shape,
                       const BlockMask& mask,

@@ -18,8 +18,8 @@ struct ScoreArgs {
   attention::ConstRows q, k;
   Estimator estimator;
   int64_t block_size = 128;
-  // [B, score_heads, query_blocks, key_blocks] fp32, every element written: 0 where nothing is seen.
-  // score_heads: H, or G (the mean over the heads of a KV group).
+  // [B, score_heads, query_blocks, key_blocks] fp32, every element written: 0 where nothing is
+  // seen. score_heads: H, or G (the mean over the heads of a KV group).
   float* scores = nullptr;
   int64_t score_heads = 0;
   int64_t query_blocks = 0, key_blocks = 0;  // of the longest sequences
@@ -59,7 +59,8 @@ struct SelectOptions {
 // falling score, lower index first, block u_j is kept when F + u_1 + ... + u_{j-1} < threshold *
 // total. Sums are of integers (scores relative to the row's largest, 40 bits), so that every
 // machine selects the same blocks. threshold >= 1 keeps all blocks whose score is above 0; a row
-// with a score that is NaN, infinite or negative keeps every visible block. Writes `row_words` words.
+// with a score that is NaN, infinite or negative keeps every visible block. Writes `row_words`
+// words.
 struct RowStats {
   int32_t kept = 0, visible = 0;
   float kept_share = 1.0f;  // of the scores
@@ -80,7 +81,8 @@ struct SelectArgs {
   const int32_t* cu_seqlens_k = nullptr;
   int64_t batch = 0, heads = 0, query_blocks = 0, key_blocks = 0;
   SelectOptions options;
-  uint32_t* words = nullptr;  // [B, heads, query_blocks, BlockMask::words_of(key_blocks)]: all written
+  uint32_t* words =
+      nullptr;  // [B, heads, query_blocks, BlockMask::words_of(key_blocks)]: all written
   RowStats* stats = nullptr;  // [B, heads, query_blocks] or null
 };
 // Row r of batch * heads * query_blocks; rows do not depend on each other.

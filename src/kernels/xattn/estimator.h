@@ -1,12 +1,13 @@
-// How the importance of a block of keys to a block of queries is estimated: a weighted sum of terms,
-// each a share of attention mass per key block that adds up to 1 over a row.
+// How the importance of a block of keys to a block of queries is estimated: a weighted sum of
+// terms, each a share of attention mass per key block that adds up to 1 over a row.
 //
-// n queries, m keys of one sequence and head, query r at position p(r) = m - n + r. Query block I is
-// rows 128 I .. min(n, 128 I + 128) - 1; key block J is keys B J .. (B = 64 or 128), cut at m.
+// n queries, m keys of one sequence and head, query r at position p(r) = m - n + r. Query block I
+// is rows 128 I .. min(n, 128 I + 128) - 1; key block J is keys B J .. (B = 64 or 128), cut at m.
 // `causal` hides keys after the position a row stands at; every softmax below is fp32 over what is
 // left. A row without any key counts for nothing; a term without any live row is 0 everywhere.
 //
-// antidiagonal:S  (XAttention, Xu et al., 2025, section 2) groups of S tokens, r of queries, c of keys;
+// antidiagonal:S  (XAttention, Xu et al., 2025, section 2) groups of S tokens, r of queries, c of
+// keys;
 //                 Z[r, c] = sum_{i < S} q[rS + S-1-i] . k[cS + i] * scale / S; tokens that do not
 //                 exist are zero. Causal: c is seen when cS <= p(last existing query of r). Softmax
 //                 over c; T[I, J] = mean over the live r of I of the probability in J's groups.
@@ -14,10 +15,11 @@
 // pooled:G        the mean of the existing queries of each group of G at the last one's position
 //                 against every exact key, logit * scale; T as a mean over the groups of I. A group
 //                 of more than 128 covers several blocks, each of which takes its probabilities up
-//                 to the block's own last visible key block, renormalised. Norm bias: the logit gets
+//                 to the block's own last visible key block, renormalised. Norm bias: the logit
+//                 gets
 //                 + 1/4 * (mean over the D channels of the variance of the group's queries) *
-//                 |k|^2 * scale^2 (with scale = 1/sqrt(D) this is sigma^2 |k|^2 / (4 D): half of the
-//                 second-order term of log E exp(q.k scale)). On by default.
+//                 |k|^2 * scale^2 (with scale = 1/sqrt(D) this is sigma^2 |k|^2 / (4 D): half of
+//                 the second-order term of log E exp(q.k scale)). On by default.
 // sampled:G       the exact query in the middle of each group of G (row G/2 of it, or the last that
 //                 exists) at its own position; T as a mean over the groups of I. G <= 128.
 // outlier         the query of I farthest (L2) from the mean of I's queries, lowest row on ties.

@@ -59,12 +59,13 @@ void write_rows(engine::Engine& engine,
   for (const auto& ids : lists) total += int64_t(ids.size());
   Progress progress("logits");
   for (const std::vector<int32_t>& ids : lists) {
-    engine.logits(ids, last, [&](int64_t first, int64_t rows, const float* logits) {
-      check_interrupt();
-      writer.append(std::as_bytes(std::span(logits, size_t(rows) * vocab)));
-      progress.update(double(done + first + rows), double(total),
-                      concat(done + first + rows, " of ", total, " tokens"));
-    });
+    engine.logits(ids, last ? int64_t(ids.size()) - 1 : 0,
+                  [&](int64_t first, int64_t rows, const float* logits) {
+                    check_interrupt();
+                    writer.append(std::as_bytes(std::span(logits, size_t(rows) * vocab)));
+                    progress.update(double(done + first + rows), double(total),
+                                    concat(done + first + rows, " of ", total, " tokens"));
+                  });
     done += int64_t(ids.size());
   }
 }

@@ -37,7 +37,7 @@ double negative_log_likelihood(std::span<const float> logits, int32_t target) { 
 
 void add_window(engine::Engine& engine, std::span<const int32_t> window, Sum& sum) {
   const auto vocab = size_t(engine.config().vocab);
-  engine.logits(window, false, [&](int64_t first, int64_t rows, const float* logits) {
+  engine.logits(window, 0, [&](int64_t first, int64_t rows, const float* logits) {
     check_interrupt();
     for (int64_t row = 0; row < rows; ++row) {
       const auto next = size_t(first + row + 1);

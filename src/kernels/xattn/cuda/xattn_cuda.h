@@ -1,6 +1,6 @@
 // Scores of key blocks and their selection on CUDA. Semantics are those of kernels/xattn/api.h and
-// estimator.h. Pointers are device pointers, `stream` is a cudaStream_t; launchers return nullptr or
-// an error text, never wait, and allocate nothing.
+// estimator.h. Pointers are device pointers, `stream` is a cudaStream_t; launchers return nullptr
+// or an error text, never wait, and allocate nothing.
 #pragma once
 
 #include <cstddef>
