@@ -405,7 +405,39 @@ def nvfp4_files():
     }
 
 
+# --- thresholds of XAttention -------------------------------------------------------------------
+
+
+def thresholds(**changes):
+    table = {
+        "format": "longspur-xattention-thresholds",
+        "version": 1,
+        "model": {"name": "m", "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 8},
+        "estimator": "sampled:16",
+        "block_size": 64,
+        "rule": "share",
+        "target": {"kept": 0.9},
+        "thresholds": [[0, 0.5, 0.9, 1], [0.1, 0.2, 0.3, 0.4]],
+    }
+    return json.dumps({**table, **changes}).encode()
+
+
+def thresholds_files():
+    model = {"name": "m", "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 8}
+    return {
+        "plain": thresholds(),
+        "of-max": thresholds(rule="of_max", block_size=128, target={}),
+        "above": thresholds(thresholds=[[0, 2, 0, 0], [0, 0, 0, 0]]),
+        "short-row": thresholds(thresholds=[[0, 0, 0], [0, 0, 0, 0]]),
+        "huge-model": thresholds(model={**model, "layers": 4096, "heads": 4096}),
+        "no-layers": thresholds(model={**model, "layers": 0}),
+        "null-cell": thresholds(thresholds=[[0, None, 0, 0], [0, 0, 0, 0]]),
+        "unknown-key": thresholds(surprise=1),
+    }
+
+
 def main():
+    write("xattention_thresholds", thresholds_files())
     write("nvfp4", nvfp4_files())
     write("safetensors", safetensors_files())
     write("gguf", gguf_files())
