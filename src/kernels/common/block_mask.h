@@ -32,7 +32,7 @@ struct BlockMask {
   }
 };
 
-inline bool has_block(const uint32_t* row, int64_t j) {
+constexpr bool has_block(const uint32_t* row, int64_t j) {
   return (row[j / 32] >> (j % 32) & 1u) != 0;
 }
 
@@ -41,12 +41,12 @@ inline bool has_block(const uint32_t* row, int64_t j) {
 struct VisibleBlocks {
   int64_t diagonal, end;
 };
-inline VisibleBlocks visible_blocks(
+constexpr VisibleBlocks visible_blocks(
     int64_t i, int64_t n, int64_t m, int64_t block_size, bool causal) {
   const int64_t all = ceil_div(m, block_size);
   if (!causal) return {m / block_size, all};
-  const int64_t first_row = i * kQueryBlock,
-                last_row = first_row + kQueryBlock < n ? first_row + kQueryBlock - 1 : n - 1;
+  const int64_t first_row = i * kQueryBlock;
+  const int64_t last_row = first_row + kQueryBlock < n ? first_row + kQueryBlock - 1 : n - 1;
   // keys that the first and the last row of the block see
   const int64_t first = m - n + first_row + 1, last = m - n + last_row + 1;
   return {first > 0 ? first / block_size : 0, last > 0 ? ceil_div(last, block_size) : 0};

@@ -49,8 +49,10 @@ enum class Rule : int32_t {
 struct SelectOptions {
   Rule rule = Rule::kShare;
   int64_t block_size = 128;
-  int64_t sink_blocks = 1;   // kept at the front
-  int64_t local_blocks = 1;  // kept at the end: the blocks on the diagonal count as one; 0: none
+  int64_t sink_blocks = 1;  // kept at the front
+  // Kept at the end: the blocks on the diagonal count as one; 0: none. Not causal: the blocks in
+  // which the rows' own positions lie, and local_blocks - 1 on each side.
+  int64_t local_blocks = 1;
   bool causal = true;
 };
 
@@ -58,9 +60,9 @@ struct SelectOptions {
 // visible ones. Forced blocks F are kept and their score counts: with u the other visible blocks by
 // falling score, lower index first, block u_j is kept when F + u_1 + ... + u_{j-1} < threshold *
 // total. Sums are of integers (scores relative to the row's largest, 40 bits), so that every
-// machine selects the same blocks. threshold >= 1 keeps all blocks whose score is above 0; a row
-// with a score that is NaN, infinite or negative keeps every visible block. Writes `row_words`
-// words.
+// machine selects the same blocks (select_math.h). kShare with threshold >= 1 keeps all blocks
+// whose score is above 0. A row with a score that is NaN, infinite or negative, or with a threshold
+// that is NaN, keeps every visible block. Writes `row_words` words.
 struct RowStats {
   int32_t kept = 0, visible = 0;
   float kept_share = 1.0f;  // of the scores
@@ -81,8 +83,8 @@ struct SelectArgs {
   const int32_t* cu_seqlens_k = nullptr;
   int64_t batch = 0, heads = 0, query_blocks = 0, key_blocks = 0;
   SelectOptions options;
-  uint32_t* words =
-      nullptr;  // [B, heads, query_blocks, BlockMask::words_of(key_blocks)]: all written
+  // [B, heads, query_blocks, BlockMask::words_of(key_blocks)]: all written
+  uint32_t* words = nullptr;
   RowStats* stats = nullptr;  // [B, heads, query_blocks] or null
 };
 // Row r of batch * heads * query_blocks; rows do not depend on each other.

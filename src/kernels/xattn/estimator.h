@@ -6,18 +6,18 @@
 // `causal` hides keys after the position a row stands at; every softmax below is fp32 over what is
 // left. A row without any key counts for nothing; a term without any live row is 0 everywhere.
 //
-// antidiagonal:S  (XAttention, Xu et al., 2025, section 2) groups of S tokens, r of queries, c of
-// keys;
-//                 Z[r, c] = sum_{i < S} q[rS + S-1-i] . k[cS + i] * scale / S; tokens that do not
-//                 exist are zero. Causal: c is seen when cS <= p(last existing query of r). Softmax
-//                 over c; T[I, J] = mean over the live r of I of the probability in J's groups.
+// antidiagonal:S  (XAttention, Xu et al., 2025, section 2) groups of S tokens, r of queries and c
+// of
+//                 keys; Z[r, c] = sum_{i < S} q[rS + S-1-i] . k[cS + i] * scale / S; tokens that do
+//                 not exist are zero. Causal: c is seen when cS <= p(last existing query of r).
+//                 Softmax over c; T[I, J] = mean over the live r of I of the probability in J's
+//                 groups.
 // diagonal:S      the same with q[rS + i] . k[cS + i].
 // pooled:G        the mean of the existing queries of each group of G at the last one's position
 //                 against every exact key, logit * scale; T as a mean over the groups of I. A group
 //                 of more than 128 covers several blocks, each of which takes its probabilities up
 //                 to the block's own last visible key block, renormalised. Norm bias: the logit
-//                 gets
-//                 + 1/4 * (mean over the D channels of the variance of the group's queries) *
+//                 gets + 1/4 * (mean over the D channels of the variance of the group's queries) *
 //                 |k|^2 * scale^2 (with scale = 1/sqrt(D) this is sigma^2 |k|^2 / (4 D): half of
 //                 the second-order term of log E exp(q.k scale)). On by default.
 // sampled:G       the exact query in the middle of each group of G (row G/2 of it, or the last that
