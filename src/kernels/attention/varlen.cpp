@@ -1,6 +1,8 @@
 #include "kernels/attention/varlen.h"
 
 #include <algorithm>
+#include <bit>
+#include <numeric>
 
 #include "base/shape.h"
 #include "kernels/attention/tile.h"
@@ -75,17 +77,36 @@ VarlenBackwardScratch backward_scratch(Carver& carver, int64_t d) {
 
 // --- forward ---
 
-VarlenForward::VarlenForward(const VarlenForwardArgs& args) : args_(args), item_begins_{0} {
+VarlenForward::VarlenForward(const VarlenForwardArgs& args, const BlockMask& mask)
+    : args_(args), mask_(mask), item_begins_{0} {
   const VarlenShape& shape = args_.shape;
   const int64_t group = shape.heads / shape.kv_heads;
   const int64_t rows = std::clamp(kTileElements / shape.head_dim / kMaxRows * kMaxRows,
                                   int64_t{kMaxRows}, kMostTileRows);
   heads_a_tile_ = std::min(group, rows);
   tokens_a_tile_ = rows / heads_a_tile_;
+  if (mask_.words != nullptr) {
+    // Rows of a tile share a row of the mask: one query block, heads of one mask.
+    heads_a_tile_ = std::min(heads_a_tile_, std::max<int64_t>(1, shape.heads / mask_.heads));
+    const auto most = uint64_t(std::min(rows / heads_a_tile_, kQueryBlock));
+    tokens_a_tile_ = int64_t(std::bit_floor(most));
+  }
   for (int64_t b = 0; b < shape.batch; ++b) {
     const int64_t tiles = ceil_div(length(shape.cu_seqlens_q, b), tokens_a_tile_);
     item_begins_.push_back(items() + tiles * shape.kv_heads * ceil_div(group, heads_a_tile_));
   }
+  if (mask_.words == nullptr) return;
+  std::vector<int64_t> work;
+  for (int64_t item = 0; item < items(); ++item) {
+    const VarlenForwardTile tile = tile_of(item);
+    const int64_t end = shape.causal ? tile.first_visible + tile.tokens - 1 : tile.keys;
+    const int64_t blocks = ceil_div(std::clamp(end, int64_t{0}, tile.keys), mask_.block_size);
+    work.push_back(tile.tokens * tile.heads * count_blocks(tile.listed, blocks));
+  }
+  order_.resize(work.size());
+  std::iota(order_.begin(), order_.end(), 0);
+  std::stable_sort(order_.begin(), order_.end(),
+                   [&](int32_t a, int32_t b) { return work[size_t(a)] > work[size_t(b)]; });
 }
 
 int64_t VarlenForward::scratch_bytes() const {
@@ -97,7 +118,7 @@ int64_t VarlenForward::scratch_bytes() const {
   return carver.used();
 }
 
-void VarlenForward::run(int64_t item, std::byte* scratch) const {
+VarlenForwardTile VarlenForward::tile_of(int64_t item) const {
   const VarlenShape& shape = args_.shape;
   const int64_t b = sequence_of(item_begins_, item);
   const int64_t queries = length(shape.cu_seqlens_q, b);
@@ -117,7 +138,16 @@ void VarlenForward::run(int64_t item, std::byte* scratch) const {
   tile.first_head = tile.kv_head * group + chunk * heads_a_tile_;
   tile.heads = std::min(heads_a_tile_, group - chunk * heads_a_tile_);
   tile.first_visible = tile.keys - queries + first + 1;
+  if (mask_.words != nullptr) {
+    tile.listed = mask_.row(b, tile.first_head * mask_.heads / shape.heads, first / kQueryBlock);
+    tile.keys_a_bit = mask_.block_size;
+  }
+  return tile;
+}
 
+void VarlenForward::run(int64_t item, std::byte* scratch) const {
+  const VarlenShape& shape = args_.shape;
+  const VarlenForwardTile tile = tile_of(order_.empty() ? item : order_[size_t(item)]);
   Carver carver(scratch);
   const VarlenTable& table = active_table().varlen;
   (shape.dtype == DType::kBF16 ? table.forward_bf16 : table.forward)(
@@ -126,8 +156,8 @@ void VarlenForward::run(int64_t item, std::byte* scratch) const {
 
 // --- backward ---
 
-VarlenBackward::VarlenBackward(const VarlenBackwardArgs& args)
-    : args_(args), row_items_{0}, main_items_{0}, partial_offsets_{0} {
+VarlenBackward::VarlenBackward(const VarlenBackwardArgs& args, const BlockMask& mask)
+    : args_(args), mask_(mask), row_items_{0}, main_items_{0}, partial_offsets_{0} {
   const VarlenShape& shape = args_.shape;
   const int64_t dp = padded_dim(shape.head_dim);
   for (int64_t b = 0; b < shape.batch; ++b) {
@@ -208,6 +238,8 @@ void VarlenBackward::run_main(int64_t item, std::byte* scratch, std::byte* works
   // Slices are dealt like cards: under a causal mask late blocks have less to do.
   tile.first_block = slice;
   tile.block_step = slices(b);
+  tile.mask = mask_.words == nullptr ? nullptr : &mask_;
+  tile.sequence = b;
   tile.delta = reinterpret_cast<const float*>(workspace);
   tile.dq = partial_dq(b, workspace) +
             (slice * shape.heads + tile.first_head) * tile.tokens * padded_dim(shape.head_dim);

@@ -15,6 +15,9 @@
 // Rows of D elements are contiguous; tokens and heads may have any strides. The caller has checked
 // shapes and cu_seqlens. Accumulation: fp32 (double in the reference). Results depend on the
 // sequence alone, never on the batch or the number of threads.
+//
+// With a block mask a query sees only keys of the blocks that its query block lists; all blocks
+// listed is bit for bit the result without a mask. kernels/block_sparse is the face of that.
 #pragma once
 
 #include <cstddef>
@@ -22,6 +25,7 @@
 #include <vector>
 
 #include "base/dtype.h"
+#include "kernels/common/block_mask.h"
 
 namespace longspur::kernels::attention {
 
@@ -57,6 +61,8 @@ struct VarlenForwardArgs {
   int64_t lse_stride = 0;
 };
 
+struct VarlenForwardTile;  // varlen_tile.h
+
 struct VarlenBackwardArgs {
   VarlenShape shape;
   ConstRows q, k, v, out, grad_out;
@@ -77,22 +83,26 @@ struct VarlenBackwardArgs {
 // Scratch is a thread's own, 64-byte aligned; 16-bit and fp32 operands, D up to kMaxVarlenDim.
 class VarlenForward {
  public:
-  explicit VarlenForward(const VarlenForwardArgs& args);
+  explicit VarlenForward(const VarlenForwardArgs& args, const BlockMask& mask = {});
   int64_t items() const { return item_begins_.back(); }
   int64_t scratch_bytes() const;
   void run(int64_t item, std::byte* scratch) const;
 
  private:
+  VarlenForwardTile tile_of(int64_t item) const;
+
   VarlenForwardArgs args_;
+  BlockMask mask_;                        // words null: none
   int64_t heads_a_tile_, tokens_a_tile_;  // of one KV head's group
   std::vector<int64_t> item_begins_;      // [B + 1]
+  std::vector<int32_t> order_;            // with a mask: items, the longest first
 };
 
 // Phases: row sums; dk, dv and slices of dq; the sum of the slices.
 class VarlenBackward {
  public:
   static constexpr int kPhases = 3;
-  explicit VarlenBackward(const VarlenBackwardArgs& args);
+  explicit VarlenBackward(const VarlenBackwardArgs& args, const BlockMask& mask = {});
   int64_t items(int phase) const;
   int64_t scratch_bytes() const;
   int64_t workspace_bytes() const;  // shared by all threads and phases, 64-byte aligned
@@ -108,6 +118,7 @@ class VarlenBackward {
   void run_reduce(int64_t item, float* row, std::byte* workspace) const;
 
   VarlenBackwardArgs args_;
+  BlockMask mask_;                        // words null: none
   std::vector<int64_t> row_items_;        // [B + 1]: pieces of query rows, of all heads
   std::vector<int64_t> main_items_;       // [B + 1]
   std::vector<int64_t> partial_offsets_;  // [B + 1], floats
@@ -115,7 +126,7 @@ class VarlenBackward {
 
 // Reference: plain loops in double over any dtype and head size; one thread. The backward works
 // the probabilities out anew and reads neither out nor lse.
-void varlen_forward_ref(const VarlenForwardArgs& args);
-void varlen_backward_ref(const VarlenBackwardArgs& args);
+void varlen_forward_ref(const VarlenForwardArgs& args, const BlockMask& mask = {});
+void varlen_backward_ref(const VarlenBackwardArgs& args, const BlockMask& mask = {});
 
 }  // namespace longspur::kernels::attention

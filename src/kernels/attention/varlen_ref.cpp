@@ -50,11 +50,18 @@ DType lse_type(DType dtype) { return dtype == DType::kF64 ? DType::kF64 : DType:
 
 using Vector = std::vector<double>;
 
+struct Score {
+  int64_t key;
+  double value;
+};
+
 // One sequence and one query head, as [N, D] and [S, D] in double.
 class Head {
  public:
-  Head(const VarlenShape& shape, int64_t b, int64_t head)
+  Head(const VarlenShape& shape, const BlockMask& mask, int64_t b, int64_t head)
       : shape_(shape),
+        mask_(mask),
+        sequence_(b),
         q_begin_(shape.cu_seqlens_q[b]),
         k_begin_(shape.cu_seqlens_k[b]),
         n_(shape.cu_seqlens_q[b + 1] - q_begin_),
@@ -65,9 +72,15 @@ class Head {
   int64_t queries() const { return n_; }
   int64_t q_begin() const { return q_begin_; }
 
-  // Keys that query i sees are [0, visible(i)).
+  // Keys that query i sees are those of listed blocks in [0, visible(i)).
   int64_t visible(int64_t i) const {
     return shape_.causal ? std::clamp<int64_t>(i + 1 + s_ - n_, 0, s_) : s_;
+  }
+
+  bool lists(int64_t i, int64_t j) const {
+    if (mask_.words == nullptr) return true;
+    const uint32_t* row = mask_.row(sequence_, head_ * mask_.heads / shape_.heads, i / kQueryBlock);
+    return has_block(row, j / mask_.block_size);
   }
 
   Vector query(const ConstRows& rows, int64_t i) const { return row(rows, q_begin_ + i, head_); }
@@ -80,16 +93,17 @@ class Head {
   }
 
   // Scores of query i, natural units, and their log-sum-exp.
-  Vector scores(const ConstRows& q, const ConstRows& k, int64_t i, double& lse) const {
+  std::vector<Score> scores(const ConstRows& q, const ConstRows& k, int64_t i, double& lse) const {
     const Vector query_row = query(q, i);
-    Vector scores;
+    std::vector<Score> scores;
     double max = -HUGE_VAL;
     for (int64_t j = 0; j < visible(i); ++j) {
-      scores.push_back(shape_.scale * dot(query_row, key(k, j)));
-      max = std::max(max, scores.back());
+      if (!lists(i, j)) continue;
+      scores.push_back({j, shape_.scale * dot(query_row, key(k, j))});
+      max = std::max(max, scores.back().value);
     }
     double sum = 0.0;
-    for (const double s : scores) sum += std::exp(s - max);
+    for (const Score& s : scores) sum += std::exp(s.value - max);
     lse = scores.empty() ? -HUGE_VAL : max + std::log(sum);
     return scores;
   }
@@ -114,7 +128,8 @@ class Head {
   }
 
   const VarlenShape& shape_;
-  int64_t q_begin_, k_begin_, n_, s_, head_, kv_head_;
+  const BlockMask& mask_;
+  int64_t sequence_, q_begin_, k_begin_, n_, s_, head_, kv_head_;
 };
 
 // Adds the gradients of one query head to dk, dv of its KV head, [S, D] each.
@@ -126,13 +141,13 @@ void backward_head(const VarlenBackwardArgs& args,
   const VarlenShape& shape = args.shape;
   for (int64_t i = 0; i < head.queries(); ++i) {
     double lse = 0.0;
-    const Vector scores = head.scores(args.q, args.k, i, lse);
+    const std::vector<Score> scores = head.scores(args.q, args.k, i, lse);
     const Vector q = head.query(args.q, i), grad_out = head.query(args.grad_out, i);
     Vector p, dp, dq = head.zeros();
     double delta = 0.0;
     for (size_t j = 0; j < scores.size(); ++j) {
-      p.push_back(std::exp(scores[j] - lse));
-      dp.push_back(Head::dot(grad_out, head.key(args.v, int64_t(j))));
+      p.push_back(std::exp(scores[j].value - lse));
+      dp.push_back(Head::dot(grad_out, head.key(args.v, scores[j].key)));
       delta += p[j] * dp[j];
     }
     if (args.grad_lse != nullptr) {
@@ -141,9 +156,10 @@ void backward_head(const VarlenBackwardArgs& args,
     }
     for (size_t j = 0; j < scores.size(); ++j) {
       const double ds = shape.scale * p[j] * (dp[j] - delta);
-      Head::add(dq, ds, head.key(args.k, int64_t(j)));
-      Head::add(dk[j], ds, q);
-      Head::add(dv[j], p[j], grad_out);
+      const int64_t key = scores[j].key;
+      Head::add(dq, ds, head.key(args.k, key));
+      Head::add(dk[size_t(key)], ds, q);
+      Head::add(dv[size_t(key)], p[j], grad_out);
     }
     head.store_query(args.dq, i, dq);
   }
@@ -151,17 +167,17 @@ void backward_head(const VarlenBackwardArgs& args,
 
 }  // namespace
 
-void varlen_forward_ref(const VarlenForwardArgs& args) {
+void varlen_forward_ref(const VarlenForwardArgs& args, const BlockMask& mask) {
   const VarlenShape& shape = args.shape;
   for (int64_t b = 0; b < shape.batch; ++b) {
     for (int64_t h = 0; h < shape.heads; ++h) {
-      const Head head(shape, b, h);
+      const Head head(shape, mask, b, h);
       for (int64_t i = 0; i < head.queries(); ++i) {
         double lse = 0.0;
-        const Vector scores = head.scores(args.q, args.k, i, lse);
+        const std::vector<Score> scores = head.scores(args.q, args.k, i, lse);
         Vector out = head.zeros();
-        for (size_t j = 0; j < scores.size(); ++j)
-          Head::add(out, std::exp(scores[j] - lse), head.key(args.v, int64_t(j)));
+        for (const Score& s : scores)
+          Head::add(out, std::exp(s.value - lse), head.key(args.v, s.key));
         head.store_query(args.out, i, out);
         store(args.lse, h * args.lse_stride + head.q_begin() + i, lse_type(shape.dtype), lse);
       }
@@ -169,7 +185,7 @@ void varlen_forward_ref(const VarlenForwardArgs& args) {
   }
 }
 
-void varlen_backward_ref(const VarlenBackwardArgs& args) {
+void varlen_backward_ref(const VarlenBackwardArgs& args, const BlockMask& mask) {
   const VarlenShape& shape = args.shape;
   const int64_t group = shape.heads / shape.kv_heads;
   for (int64_t b = 0; b < shape.batch; ++b) {
@@ -177,7 +193,7 @@ void varlen_backward_ref(const VarlenBackwardArgs& args) {
     for (int64_t g = 0; g < shape.kv_heads; ++g) {
       std::vector<Vector> dk(size_t(keys), Vector(size_t(shape.head_dim), 0.0)), dv = dk;
       for (int64_t h = g * group; h < (g + 1) * group; ++h)
-        backward_head(args, Head(shape, b, h), h, dk, dv);
+        backward_head(args, Head(shape, mask, b, h), h, dk, dv);
       for (int64_t j = 0; j < keys; ++j) {
         for (int64_t d = 0; d < shape.head_dim; ++d) {
           const auto at = [&](const Rows& rows) {

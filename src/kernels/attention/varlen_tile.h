@@ -12,15 +12,18 @@ inline constexpr int64_t kBlockKeys = 64;     // keys of a block
 inline constexpr int64_t kGradientRows = 64;  // query rows of one step of the backward
 
 // Consecutive queries of one sequence times query heads of one KV head. Rows are (token, head)
-// pairs, so that the heads share every packed block of keys and values.
+// pairs, so that the heads share every packed block of keys and values. With a mask all rows have
+// the same list of key blocks.
 struct VarlenForwardTile {
   const VarlenForwardArgs* args;
   int64_t q_begin, tokens;    // rows of q
   int64_t k_begin, keys;      // rows of k: the whole sequence
   int64_t first_head, heads;  // query heads
   int64_t kv_head;
-  int64_t first_visible;  // keys that the first query sees if causal, one more each later one; may
-                          // be negative
+  int64_t first_visible;   // keys that the first query sees if causal, one more each later one; may
+                           // be negative
+  const uint32_t* listed;  // row of a mask; null: every block
+  int64_t keys_a_bit;      // of it
 };
 
 // Scratch of one thread; words are fp32, or pairs of bf16.
@@ -44,8 +47,10 @@ struct VarlenBackwardTile {
   int64_t kv_head;
   int64_t first_visible;
   int64_t first_block, block_step;
-  const float* delta;  // [H, Tq]
-  float* dq;           // [heads, tokens, padded_dim]: written
+  const BlockMask* mask;  // null: none
+  int64_t sequence;       // of the mask
+  const float* delta;     // [H, Tq]
+  float* dq;              // [heads, tokens, padded_dim]: written
 };
 
 struct VarlenBackwardScratch {

@@ -8,7 +8,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <vector>
 
 #include "kernels/attention/varlen.h"
 #include "kernels/common/block_mask.h"
@@ -24,52 +23,58 @@ struct BackwardArgs {
   BlockMask mask;
 };
 
-// bool [B, heads, query_blocks, key_blocks] to the words of a mask and back; one thread.
+// bool [B, heads, query_blocks, key_blocks] to the words of a mask and back; one thread. Bits
+// beyond the key blocks are written as 0 and not read.
 void pack_mask(const uint8_t* blocks, int64_t rows, int64_t key_blocks, uint32_t* words);
 void unpack_mask(const uint32_t* words, int64_t rows, int64_t key_blocks, uint8_t* blocks);
+
+// Throws Error where a mask does not fit the sequences of a shape. Words may be null only where
+// none are read.
+void check_mask(const BlockMask& mask, const attention::VarlenShape& shape);
 
 // How the heads of one launch differ; a mode becomes bits.
 enum class HeadMode : int32_t {
   kDense,      // every block
-  kStreaming,  // the first `sink` blocks and the last `local` ones up to the diagonal
+  kStreaming,  // the first `sink` blocks and the last `local` ones that the query block sees
   kList,       // as given
 };
 struct HeadPlan {
   HeadMode mode = HeadMode::kList;
   int64_t sink = 0, local = 0;  // kStreaming: blocks
 };
-// Overwrites the rows of heads that are not kList. plans: [mask heads]. cu_seqlens as in
-// VarlenShape.
+// Overwrites the rows of heads that are not kList; words: those of the mask, which need not point
+// to them. plans: [mask heads].
 void apply_head_plans(const HeadPlan* plans,
                       const attention::VarlenShape& shape,
                       const BlockMask& mask,
                       uint32_t* words);
 
-// Items and scratch as in attention::VarlenForward and VarlenBackward.
+// Items and scratch as in attention::VarlenForward and VarlenBackward, whose tiles these are; the
+// longest items come first. The words must outlive them. Throws what check_mask does.
 class Forward {
  public:
   explicit Forward(const ForwardArgs& args);
-  int64_t items() const { return item_begins_.back(); }
-  int64_t scratch_bytes() const;
-  void run(int64_t item, std::byte* scratch) const;
+  int64_t items() const { return tiles_.items(); }
+  int64_t scratch_bytes() const { return tiles_.scratch_bytes(); }
+  void run(int64_t item, std::byte* scratch) const { tiles_.run(item, scratch); }
 
  private:
-  ForwardArgs args_;
-  int64_t heads_a_tile_, tokens_a_tile_;
-  std::vector<int64_t> item_begins_;  // [B + 1]
+  attention::VarlenForward tiles_;
 };
 
 class Backward {
  public:
-  static constexpr int kPhases = 3;
+  static constexpr int kPhases = attention::VarlenBackward::kPhases;
   explicit Backward(const BackwardArgs& args);
-  int64_t items(int phase) const;
-  int64_t scratch_bytes() const;
-  int64_t workspace_bytes() const;
-  void run(int phase, int64_t item, std::byte* scratch, std::byte* workspace) const;
+  int64_t items(int phase) const { return tiles_.items(phase); }
+  int64_t scratch_bytes() const { return tiles_.scratch_bytes(); }
+  int64_t workspace_bytes() const { return tiles_.workspace_bytes(); }
+  void run(int phase, int64_t item, std::byte* scratch, std::byte* workspace) const {
+    tiles_.run(phase, item, scratch, workspace);
+  }
 
  private:
-  BackwardArgs args_;
+  attention::VarlenBackward tiles_;
 };
 
 // Reference: loops in double over any dtype and head size; one thread.

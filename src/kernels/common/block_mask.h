@@ -8,6 +8,7 @@
 // and are both the lists of a forward pass and, read by column, of a backward pass.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 
 #include "base/shape.h"
@@ -34,6 +35,14 @@ struct BlockMask {
 
 constexpr bool has_block(const uint32_t* row, int64_t j) {
   return (row[j / 32] >> (j % 32) & 1u) != 0;
+}
+
+// Bits of blocks [0, end) that are set.
+inline int64_t count_blocks(const uint32_t* row, int64_t end) {
+  int64_t count = 0;
+  for (int64_t word = 0; word < end / 32; ++word) count += std::popcount(row[word]);
+  const uint32_t below = (uint32_t{1} << (end % 32)) - 1;
+  return end % 32 == 0 ? count : count + std::popcount(row[end / 32] & below);
 }
 
 // Key blocks that the rows of query block i see: [0, end), of which [diagonal, end) are the ones

@@ -208,6 +208,7 @@ void varlen_forward(const VarlenForwardTile& tile, const VarlenForwardScratch& s
   zero_floats(scratch.o, rows * dp);
   const int64_t end = visible_keys(shape.causal, tile.first_visible, tile.tokens - 1, tile.keys);
   for (int64_t key = 0; key < end; key += kBlockKeys) {
+    if (tile.listed != nullptr && !has_block(tile.listed, key / tile.keys_a_bit)) continue;
     const int64_t count = tile.keys - key < kBlockKeys ? tile.keys - key : kBlockKeys;
     pack_block(tile, key, count, scratch, static_cast<Word*>(scratch.keys));
     for (int64_t r = 0; r < rows; r += kMaxRows)

@@ -70,6 +70,28 @@ inline void gradient_block(const VarlenBackwardTile& tile,
                  tile.dq + (head * tile.tokens + first) * dp, dp, true);
 }
 
+// Query rows [begin, end) of one head, from row t on, all of whose blocks list the keys of a block;
+// none are left when begin is tile.tokens.
+struct RowRange {
+  int64_t begin, end;
+};
+inline RowRange next_rows(const VarlenBackwardTile& tile, int64_t head, int64_t key, int64_t t) {
+  if (tile.mask == nullptr) return {t, tile.tokens};
+  const BlockMask& mask = *tile.mask;
+  const int64_t mask_head = (tile.first_head + head) * mask.heads / tile.args->shape.heads;
+  const auto listed = [&](int64_t row) {
+    return has_block(mask.row(tile.sequence, mask_head, row / kQueryBlock), key / mask.block_size);
+  };
+  const auto advance = [&](int64_t row) {
+    const int64_t next = (row / kQueryBlock + 1) * kQueryBlock;
+    return next < tile.tokens ? next : tile.tokens;
+  };
+  while (t < tile.tokens && !listed(t)) t = advance(t);
+  RowRange rows{t, t};
+  while (rows.end < tile.tokens && listed(rows.end)) rows.end = advance(rows.end);
+  return rows;
+}
+
 inline void varlen_backward(const VarlenBackwardTile& tile, const VarlenBackwardScratch& scratch) {
   const VarlenBackwardArgs& args = *tile.args;
   const VarlenShape& shape = args.shape;
@@ -88,9 +110,12 @@ inline void varlen_backward(const VarlenBackwardTile& tile, const VarlenBackward
     const int64_t from =
         shape.causal && key >= tile.first_visible ? key + 1 - tile.first_visible : 0;
     for (int64_t head = 0; head < tile.heads; ++head) {
-      for (int64_t t = from; t < tile.tokens; t += kGradientRows) {
-        const int64_t left = tile.tokens - t;
-        gradient_block(tile, scratch, head, t, left < kGradientRows ? left : kGradientRows, key);
+      RowRange rows = next_rows(tile, head, key, from);
+      for (; rows.begin < tile.tokens; rows = next_rows(tile, head, key, rows.end)) {
+        for (int64_t t = rows.begin; t < rows.end; t += kGradientRows) {
+          const int64_t left = rows.end - t;
+          gradient_block(tile, scratch, head, t, left < kGradientRows ? left : kGradientRows, key);
+        }
       }
     }
     for (int64_t j = 0; j < count; ++j) {
