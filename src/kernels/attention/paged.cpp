@@ -1,8 +1,9 @@
 // Cuts a batch into tiles, hands them to the team, and merges split results.
 //
 // A sequence with few query rows (decode) is split over its keys in pieces of kSplitBlocks blocks;
-// one with many is cut into query tiles that each see all of their keys. Both cuts depend on the
-// sequence alone, never on the batch or the team, so its result does not either.
+// one with many is cut into query tiles that each see all of their keys, or under a mask those of
+// one row of it. The cuts depend on the sequence alone, never on the batch or the team, so its
+// result does not either.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -24,30 +25,66 @@ int64_t element_bytes(KvType type) {
   return type == KvType::kF32 ? 4 : 2;
 }  // of a page as the tile reads it
 
+// What decides the cuts of a batch.
+struct Batch {
+  const BatchShape& shape;
+  int64_t heads, kv_heads, window;
+  const PagedMask* mask;  // or null
+  int64_t group() const { return heads / kv_heads; }
+};
+
 // How one sequence is cut.
 struct Cut {
   int64_t tokens, kv_len;  // queries; keys with them
   int64_t heads_a_tile;    // of one KV head's group
   int64_t chunks;          // tiles that a group's heads take
   int64_t tokens_a_tile, tiles;
+  int64_t tiles_a_block;   // under a mask: of a query block; 0: no mask
   int64_t blocks, splits;  // splits > 1: partial results
   int64_t items(int64_t kv_heads) const { return kv_heads * chunks * tiles * splits; }
   bool split() const { return splits > 1; }
+  bool masked() const { return tiles_a_block > 0; }
+  int64_t first_position() const { return kv_len - tokens; }
+
+  // Tokens of a tile. Under a mask they keep to one query block; a tile of the first or last block
+  // may have none.
+  struct Range {
+    int64_t begin, end;
+  };
+  Range tokens_of(int64_t tile) const {
+    if (!masked())
+      return {tile * tokens_a_tile, std::min(tile * tokens_a_tile + tokens_a_tile, tokens)};
+    const int64_t block_begin =
+        (first_position() / kQueryBlock + tile / tiles_a_block) * kQueryBlock - first_position();
+    const int64_t begin = block_begin + tile % tiles_a_block * tokens_a_tile;
+    return {std::max<int64_t>(begin, 0),
+            std::min({begin + tokens_a_tile, block_begin + kQueryBlock, tokens})};
+  }
 };
 
-Cut cut_of(const BatchShape& shape, int64_t b, int64_t group, int64_t window) {
+Cut cut_of(const Batch& batch, int64_t b) {
   Cut cut{};
-  cut.tokens = shape.cu_seqlens[b + 1] - shape.cu_seqlens[b];
-  cut.kv_len = shape.kv_lens[b];
+  cut.tokens = batch.shape.cu_seqlens[b + 1] - batch.shape.cu_seqlens[b];
+  cut.kv_len = batch.shape.kv_lens[b];
   if (cut.tokens == 0) return cut;
+  const int64_t group = batch.group();
+  const bool masked = is_masked(batch.mask, batch.shape, b);
   cut.heads_a_tile = std::min<int64_t>(group, kMaxRows);
+  if (masked && batch.mask->blocks.heads > batch.kv_heads) cut.heads_a_tile = 1;
   cut.chunks = ceil_div(group, cut.heads_a_tile);
   cut.tokens_a_tile = kMaxRows / cut.heads_a_tile;
+  cut.splits = 1;
+  if (masked) {
+    cut.tiles_a_block = ceil_div(kQueryBlock, cut.tokens_a_tile);
+    cut.tiles = ((cut.kv_len - 1) / kQueryBlock - cut.first_position() / kQueryBlock + 1) *
+                cut.tiles_a_block;
+    return cut;
+  }
   cut.tiles = ceil_div(cut.tokens, cut.tokens_a_tile);
   const int64_t first_key =
-      window > 0 ? std::max<int64_t>(0, cut.kv_len - cut.tokens + 1 - window) : 0;
+      batch.window > 0 ? std::max<int64_t>(0, cut.first_position() + 1 - batch.window) : 0;
   cut.blocks = ceil_div(cut.kv_len, kPageTokens) - first_key / kPageTokens;
-  cut.splits = cut.tiles == 1 ? ceil_div(cut.blocks, kSplitBlocks) : 1;
+  if (cut.tiles == 1) cut.splits = ceil_div(cut.blocks, kSplitBlocks);
   return cut;
 }
 
@@ -74,11 +111,10 @@ ScratchLayout scratch_layout(KvType type, int64_t d) {
   return layout;
 }
 
-int64_t all_partials(const BatchShape& shape, int64_t group, const PagedKv& kv, int64_t window) {
+int64_t all_partials(const Batch& batch, int64_t head_dim) {
   int64_t floats = 0;
-  for (int64_t b = 0; b < shape.batch; ++b) {
-    floats += partial_floats(cut_of(shape, b, group, window), kv.kv_heads, padded_dim(kv.head_dim));
-  }
+  for (int64_t b = 0; b < batch.shape.batch; ++b)
+    floats += partial_floats(cut_of(batch, b), batch.kv_heads, padded_dim(head_dim));
   return floats;
 }
 
@@ -88,18 +124,19 @@ class Run {
       const BatchShape& shape,
       const PagedKv& kv,
       std::byte* workspace,
+      const PagedMask* mask,
       int threads)
       : args_(args),
         shape_(shape),
         kv_(kv),
+        batch_{shape, args.heads, kv.kv_heads, args.window, mask},
         group_(args.heads / kv.kv_heads),
         dp_(padded_dim(kv.head_dim)),
         team_size_(threads),
         partials_(reinterpret_cast<float*>(workspace)),
         layout_(scratch_layout(kv.type, kv.head_dim)) {
-    for (int64_t b = 0; b < shape.batch; ++b)
-      items_ += cut_of(shape, b, group_, args.window).items(kv.kv_heads);
-    const int64_t floats = all_partials(shape, group_, kv, args.window);
+    for (int64_t b = 0; b < shape.batch; ++b) items_ += cut_of(batch_, b).items(kv.kv_heads);
+    const int64_t floats = all_partials(batch_, kv.head_dim);
     any_split_ = floats > 0;
     threads_ = workspace + round_up(floats * int64_t(sizeof(float)), kAlign);
   }
@@ -109,11 +146,11 @@ class Run {
 
   void attend_item(int64_t item, int rank) const {
     int64_t b = 0, offset = 0;
-    Cut cut = cut_of(shape_, 0, group_, args_.window);
+    Cut cut = cut_of(batch_, 0);
     while (item >= cut.items(kv_.kv_heads)) {
       item -= cut.items(kv_.kv_heads);
       offset += partial_floats(cut, kv_.kv_heads, dp_);
-      cut = cut_of(shape_, ++b, group_, args_.window);
+      cut = cut_of(batch_, ++b);
     }
     // Late tiles see the most keys: they go first, so that no thread is left with a long one.
     const int64_t split = item % cut.splits, piece = item / cut.splits;
@@ -121,7 +158,9 @@ class Run {
     const int64_t tile_index = cut.tiles - 1 - piece / (kv_.kv_heads * cut.chunks);
     const int64_t kv_head = head_piece / cut.chunks, chunk = head_piece % cut.chunks;
 
-    Tile tile = make_tile(b, cut, kv_head, chunk, tile_index);
+    const Cut::Range tokens = cut.tokens_of(tile_index);
+    if (tokens.begin >= tokens.end) return;
+    Tile tile = make_tile(b, cut, kv_head, chunk, tokens);
     if (cut.split()) {
       tile.first_block += split * kSplitBlocks;
       // Pieces go to the threads in turns.
@@ -141,9 +180,8 @@ class Run {
   // Merges the splits of (sequence, KV head) pairs.
   void merge(int64_t b, int64_t kv_head) const {
     int64_t offset = 0;
-    for (int64_t i = 0; i < b; ++i)
-      offset += partial_floats(cut_of(shape_, i, group_, args_.window), kv_.kv_heads, dp_);
-    const Cut cut = cut_of(shape_, b, group_, args_.window);
+    for (int64_t i = 0; i < b; ++i) offset += partial_floats(cut_of(batch_, i), kv_.kv_heads, dp_);
+    const Cut cut = cut_of(batch_, b);
     if (!cut.split()) return;
     for (int64_t chunk = 0; chunk < cut.chunks; ++chunk) {
       const int64_t heads = chunk_heads(cut, chunk),
@@ -152,9 +190,10 @@ class Run {
           partials_ + offset + (kv_head * cut.chunks + chunk) * cut.splits * stride;
       for (int64_t row = 0; row < cut.tokens * heads; ++row) {
         const int64_t head = kv_head * group_ + chunk * cut.heads_a_tile + row % heads;
-        float* out =
-            args_.out + (shape_.cu_seqlens[b] + row / heads) * args_.ldo + head * kv_.head_dim;
-        merge_row(first + row * (dp_ + 2), stride, cut.splits, out);
+        const int64_t token = shape_.cu_seqlens[b] + row / heads;
+        float* lse = args_.lse == nullptr ? nullptr : args_.lse + token * args_.heads + head;
+        merge_row(first + row * (dp_ + 2), stride, cut.splits,
+                  args_.out + token * args_.ldo + head * kv_.head_dim, lse);
       }
     }
   }
@@ -164,16 +203,16 @@ class Run {
     return std::min(cut.heads_a_tile, group_ - chunk * cut.heads_a_tile);
   }
 
-  Tile make_tile(int64_t b, const Cut& cut, int64_t kv_head, int64_t chunk, int64_t index) const {
-    const int64_t token = index * cut.tokens_a_tile;
-    const int64_t row = shape_.cu_seqlens[b] + token;
+  Tile make_tile(
+      int64_t b, const Cut& cut, int64_t kv_head, int64_t chunk, Cut::Range tokens) const {
+    const int64_t row = shape_.cu_seqlens[b] + tokens.begin;
     const int64_t head = kv_head * group_ + chunk * cut.heads_a_tile;
     Tile tile{};
     tile.q = args_.q + row * args_.ldq + head * kv_.head_dim;
     tile.ldq = args_.ldq;
-    tile.tokens = std::min(cut.tokens_a_tile, cut.tokens - token);
+    tile.tokens = tokens.end - tokens.begin;
     tile.group = chunk_heads(cut, chunk);
-    tile.first_position = cut.kv_len - cut.tokens + token;
+    tile.first_position = cut.first_position() + tokens.begin;
     tile.head_dim = kv_.head_dim;
     tile.scale = args_.scale;
     tile.window = args_.window;
@@ -188,12 +227,21 @@ class Run {
     tile.first_block = first_key / kPageTokens;
     tile.end_block = (tile.first_position + tile.tokens - 1) / kPageTokens + 1;
     tile.later_block = -1;
+    if (cut.masked()) {
+      const BlockMask& mask = batch_.mask->blocks;
+      tile.listed =
+          mask.row(b, head * mask.heads / args_.heads,
+                   tile.first_position / kQueryBlock - cut.first_position() / kQueryBlock);
+      tile.pages_a_bit = mask.block_size / kPageTokens;
+    }
     tile.out = args_.out + row * args_.ldo + head * kv_.head_dim;
     tile.ldo = args_.ldo;
+    tile.lse = args_.lse == nullptr ? nullptr : args_.lse + row * args_.heads + head;
+    tile.lse_stride = args_.heads;
     return tile;
   }
 
-  void merge_row(const float* first, int64_t stride, int64_t splits, float* out) const {
+  void merge_row(const float* first, int64_t stride, int64_t splits, float* out, float* lse) const {
     float m = -INFINITY, l = 0.0f;
     for (int64_t s = 0; s < splits; ++s) m = std::max(m, first[s * stride + dp_]);
     std::memset(out, 0, size_t(kv_.head_dim) * sizeof(float));
@@ -206,11 +254,13 @@ class Run {
     }
     const float inverse = l > 0.0f ? 1.0f / l : 0.0f;
     for (int64_t i = 0; i < kv_.head_dim; ++i) out[i] *= inverse;
+    if (lse != nullptr) *lse = natural_lse(m, l);
   }
 
   const AttentionArgs& args_;
   const BatchShape& shape_;
   const PagedKv& kv_;
+  Batch batch_;
   int64_t group_, dp_, team_size_;
   float* partials_;
   std::byte* threads_ = nullptr;
@@ -227,8 +277,8 @@ int64_t page_bytes(KvType type, int64_t head_dim) {
 }
 
 int64_t workspace_bytes(const BatchShape& shape, int64_t heads, const PagedKv& kv, int threads) {
-  // Without a window there are the most splits.
-  const int64_t floats = all_partials(shape, heads / kv.kv_heads, kv, 0);
+  // Without a window and a mask there are the most splits.
+  const int64_t floats = all_partials({shape, heads, kv.kv_heads, 0, nullptr}, kv.head_dim);
   return round_up(floats * int64_t(sizeof(float)), kAlign) +
          threads * scratch_layout(kv.type, kv.head_dim).total + kAlign;
 }
@@ -237,8 +287,9 @@ void paged_attention(Team& team,
                      const AttentionArgs& args,
                      const BatchShape& shape,
                      const PagedKv& kv,
-                     std::byte* workspace) {
-  const Run run(args, shape, kv, workspace, team.size());
+                     std::byte* workspace,
+                     const PagedMask* mask) {
+  const Run run(args, shape, kv, workspace, mask, team.size());
   team.dynamic_for(run.items(), 1,
                    [&](int64_t begin, int64_t) { run.attend_item(begin, team.rank()); });
   if (!run.any_split()) return;

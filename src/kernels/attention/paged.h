@@ -77,18 +77,26 @@ struct AttentionArgs {
   int64_t ldo = 0;
   int64_t heads = 0;  // H, a multiple of G
   float scale = 0.0f;
-  int64_t window = 0;  // 0: no window
+  int64_t window = 0;    // 0: no window
+  float* lse = nullptr;  // [T, H] or null: natural log of the sum of exponentials, -inf if empty
 };
 
-// Sparse prefill: rows of a query block read only the blocks of keys of a mask. Query blocks stand
-// at absolute positions (multiples of kQueryBlock); row 0 of a sequence is the block that holds its
-// first query's position. Sequences with `use` 0 are dense.
+// Sparse prefill: rows of a query block read only the blocks of keys of a mask; a row that sees no
+// key of them has out 0. Query blocks stand at absolute positions (multiples of kQueryBlock); row 0
+// of a sequence is the block that holds its first query's position, blocks.query_blocks counts from
+// there. Sequences with `use` 0 are dense, and so are those of fewer than kFewQueries queries: they
+// read the cache once whatever they do with it.
 struct PagedMask {
-  BlockMask blocks;              // heads: H or G
+  BlockMask blocks;              // heads: H, G or 1
   const uint8_t* use = nullptr;  // [B] or null: all
 };
+inline constexpr int64_t kFewQueries = 16;
+inline bool is_masked(const PagedMask* mask, const BatchShape& shape, int64_t b) {
+  return mask != nullptr && (mask->use == nullptr || mask->use[b] != 0) &&
+         shape.cu_seqlens[b + 1] - shape.cu_seqlens[b] >= kFewQueries;
+}
 
-// Scratch for a batch: split-KV partial results, per-thread tiles. Pure.
+// Scratch for a batch, with or without a mask: split-KV partial results, per-thread tiles. Pure.
 int64_t workspace_bytes(const BatchShape& shape, int64_t heads, const PagedKv& kv, int threads);
 
 // SPMD; ends with a barrier. Work is cut into (sequence, KV head, query tile or page range) pieces
@@ -97,13 +105,17 @@ void paged_attention(Team& team,
                      const AttentionArgs& args,
                      const BatchShape& shape,
                      const PagedKv& kv,
-                     std::byte* workspace);
+                     std::byte* workspace,
+                     const PagedMask* mask = nullptr);
 
 // The instruction set in use: "avx512bf16", "avx512", "avx2" or "portable".
 std::string_view active_isa();
 void limit_isa(std::string_view isa);  // for tests; throws Error on an unknown or unavailable name
 
 // Reference: plain loops in double over the same pages; the oracle of the tests.
-void paged_attention_ref(const AttentionArgs& args, const BatchShape& shape, const PagedKv& kv);
+void paged_attention_ref(const AttentionArgs& args,
+                         const BatchShape& shape,
+                         const PagedKv& kv,
+                         const PagedMask* mask = nullptr);
 
 }  // namespace longspur::kernels::attention

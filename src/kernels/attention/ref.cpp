@@ -65,34 +65,53 @@ double cached(const PagedKv& kv,
   return bf16_to_float(reinterpret_cast<const uint16_t*>(page)[at]);
 }
 
-// Softmax of one query over keys [first, past) of one head, in double.
-void attend_row(const float* q,
-                const std::vector<double>& keys,
-                const std::vector<double>& values,
-                int64_t first,
-                int64_t past,
-                int64_t d,
-                double scale,
-                float* out) {
+// Softmax of one query over some keys of one head, in double; the log of the sum of exponentials.
+double attend_row(const float* q,
+                  const std::vector<double>& keys,
+                  const std::vector<double>& values,
+                  const std::vector<int64_t>& seen,
+                  int64_t d,
+                  double scale,
+                  float* out) {
   std::vector<double> scores, sums(static_cast<size_t>(d), 0.0);
   double max = -HUGE_VAL, sum = 0.0;
-  for (int64_t s = first; s < past; ++s) {
+  for (const int64_t s : seen) {
     double dot = 0.0;
     for (int64_t i = 0; i < d; ++i) dot += double(q[i]) * keys[size_t(s * d + i)];
     scores.push_back(dot * scale);
     max = std::max(max, scores.back());
   }
-  for (int64_t s = first; s < past; ++s) {
-    const double weight = std::exp(scores[size_t(s - first)] - max);
+  for (size_t n = 0; n < seen.size(); ++n) {
+    const double weight = std::exp(scores[n] - max);
     sum += weight;
-    for (int64_t i = 0; i < d; ++i) sums[size_t(i)] += weight * values[size_t(s * d + i)];
+    for (int64_t i = 0; i < d; ++i) sums[size_t(i)] += weight * values[size_t(seen[n] * d + i)];
   }
-  for (int64_t i = 0; i < d; ++i) out[i] = float(sums[size_t(i)] / sum);
+  for (int64_t i = 0; i < d; ++i) out[i] = seen.empty() ? 0.0f : float(sums[size_t(i)] / sum);
+  return seen.empty() ? -HUGE_VAL : max + std::log(sum);
+}
+
+// Whether the query at `position` may read key s.
+bool lists(const PagedMask* mask,
+           const BatchShape& shape,
+           int64_t b,
+           int64_t head,
+           int64_t heads,
+           int64_t position,
+           int64_t s) {
+  if (!is_masked(mask, shape, b)) return true;
+  const int64_t tokens = shape.cu_seqlens[b + 1] - shape.cu_seqlens[b];
+  const int64_t first = (shape.kv_lens[b] - tokens) / kQueryBlock;
+  const BlockMask& blocks = mask->blocks;
+  return has_block(blocks.row(b, head * blocks.heads / heads, position / kQueryBlock - first),
+                   s / blocks.block_size);
 }
 
 }  // namespace
 
-void paged_attention_ref(const AttentionArgs& args, const BatchShape& shape, const PagedKv& kv) {
+void paged_attention_ref(const AttentionArgs& args,
+                         const BatchShape& shape,
+                         const PagedKv& kv,
+                         const PagedMask* mask) {
   const int64_t group = args.heads / kv.kv_heads, d = kv.head_dim;
   for (int64_t b = 0; b < shape.batch; ++b) {
     const int64_t tokens = shape.cu_seqlens[b + 1] - shape.cu_seqlens[b];
@@ -109,9 +128,13 @@ void paged_attention_ref(const AttentionArgs& args, const BatchShape& shape, con
         const int64_t t = row / group, head = g * group + row % group;
         const int64_t past = kv_len - tokens + t + 1;
         const int64_t first = args.window > 0 ? std::max<int64_t>(0, past - args.window) : 0;
-        attend_row(args.q + (shape.cu_seqlens[b] + t) * args.ldq + head * d, keys, values, first,
-                   past, d, double(args.scale),
-                   args.out + (shape.cu_seqlens[b] + t) * args.ldo + head * d);
+        std::vector<int64_t> seen;
+        for (int64_t s = first; s < past; ++s)
+          if (lists(mask, shape, b, head, args.heads, past - 1, s)) seen.push_back(s);
+        const int64_t token = shape.cu_seqlens[b] + t;
+        const double lse = attend_row(args.q + token * args.ldq + head * d, keys, values, seen, d,
+                                      double(args.scale), args.out + token * args.ldo + head * d);
+        if (args.lse != nullptr) args.lse[token * args.heads + head] = float(lse);
       }
     }
   }

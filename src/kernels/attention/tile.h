@@ -35,6 +35,8 @@ struct Tile {
   int64_t page_bytes;
   const int32_t* pages;  // page ids of this sequence and KV head, from its first block
   int64_t first_block, end_block;
+  const uint32_t* listed;  // row of a mask, of which a bit is pages_a_bit blocks; null: every block
+  int64_t pages_a_bit;
   KvType type;
   const int32_t* side;    // kNVFP4: the kSideBlocks pages in bf16
   int64_t partial_block;  // kNVFP4: the block that is not full, or -1
@@ -43,7 +45,21 @@ struct Tile {
   float* out;  // like q, at stride ldo
   int64_t ldo;
   float* partial;  // [rows, padded_dim + 2]
+  float* lse;      // null, or of the first token's first head; tokens are lse_stride apart
+  int64_t lse_stride;
 };
+
+// The first block of the tile from `block` on, end_block at most.
+inline int64_t listed_block(const Tile& tile, int64_t block) {
+  if (tile.listed == nullptr) return block;
+  while (block < tile.end_block && !has_block(tile.listed, block / tile.pages_a_bit)) ++block;
+  return block;
+}
+
+// Natural log from a row's running maximum, base 2, and sum.
+inline float natural_lse(float m, float l) {
+  return l > 0.0f ? (m + __builtin_log2f(l)) / kLog2E : l == 0.0f ? -__builtin_inff() : l;
+}
 
 // Scratch of one thread, 64-byte aligned.
 struct TileScratch {

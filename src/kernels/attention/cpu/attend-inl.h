@@ -22,6 +22,10 @@ inline void finish_rows(const Tile& tile, const RowState* states, const float* o
     }
     float* out = tile.out + (r / tile.group) * tile.ldo + (r % tile.group) * tile.head_dim;
     const float inverse = states[r].l > 0.0f ? 1.0f / states[r].l : 0.0f;
+    if (tile.lse != nullptr) {
+      tile.lse[r / tile.group * tile.lse_stride + r % tile.group] =
+          natural_lse(states[r].m, states[r].l);
+    }
     for (int64_t i = 0; i < tile.head_dim; ++i) out[i] = row[i] * inverse;
   }
 }
@@ -41,7 +45,10 @@ void attend(const Tile& tile, const TileScratch& scratch) {
   }
   std::memset(scratch.o, 0, size_t(rows * dp) * sizeof(float));
   const int64_t last_position = tile.first_position + tile.tokens - 1;
-  for (int64_t block = tile.first_block; block < tile.end_block; ++block) {
+  int64_t following = listed_block(tile, tile.first_block);
+  while (following < tile.end_block) {
+    const int64_t block = following;
+    following = listed_block(tile, block + 1);
     const bool packed = tile.type == KvType::kNVFP4;
     const std::byte* page = packed ? open_nvfp4(tile, block, scratch.page)
                                    : tile.pool + int64_t(tile.pages[block]) * tile.page_bytes;
@@ -50,8 +57,9 @@ void attend(const Tile& tile, const TileScratch& scratch) {
         reinterpret_cast<const Word*>(page + value_offset(PageType<Word>::kType, d));
     // A tile with few rows waits for memory, not for arithmetic: while it works on a page, the same
     // part of the next page is on its way.
-    const int64_t following = block + 1 < tile.end_block ? block + 1 : tile.later_block;
-    const int64_t next_block = packed ? -1 : following;
+    const int64_t next_block = packed                       ? -1
+                               : following < tile.end_block ? following
+                                                            : tile.later_block;
     const std::byte* next =
         next_block < 0 ? nullptr : tile.pool + int64_t(tile.pages[next_block]) * tile.page_bytes;
     const auto* next_keys = reinterpret_cast<const Word*>(next);
