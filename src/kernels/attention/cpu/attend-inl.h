@@ -2,8 +2,8 @@
 // step-inl.h.
 
 inline void pack_query(const float* q, int64_t d, float scale, uint32_t* out) {
-  for (int64_t i = 0; i < d / 2; ++i)
-    out[i] = bf16_bits(q[2 * i] * scale) | bf16_bits(q[2 * i + 1] * scale) << 16;
+  auto* halves = reinterpret_cast<uint16_t*>(out);
+  for (int64_t i = 0; i < d; ++i) halves[i] = uint16_t(bf16_bits(q[i] * scale));
 }
 inline void pack_query(const float* q, int64_t d, float scale, float* out) {
   for (int64_t i = 0; i < d; ++i) out[i] = q[i] * scale;
