@@ -111,6 +111,10 @@ def test_bash_completion_completes(run_longspur, tmp_path):
         (("logits", "--output", "x"), "--tokens"),
         (("logits", "--tokens", "x"), "--output"),
         (("perplexity",), "--text"),
+        (("eval", "haystack"), "passkey"),
+        (("eval", "--lengths", "9"), "at least"),
+        (("eval", "--lengths", "100000"), "8192"),
+        (("eval", "--depths", "101"), "100"),
         (("completion", "ksh"), "fish"),
         (("completion",), "--shell"),
     ],
@@ -632,6 +636,19 @@ def test_perplexity_keys_and_windows(longspur_json, run_longspur, smollm2, tmp_p
     assert "8192" in failure(run_longspur(*flags, "--context", 9000), 2)
     text.write_text("x")
     assert "at least 2" in failure(run_longspur(*flags), 1)
+
+
+def test_eval_finds_what_stands_far_back(longspur_json, smollm2):
+    """The default model finds keys and needles at a thousand tokens and copies most of a quote."""
+    out = longspur_json("eval", "-m", smollm2, "--lengths", "600,1000", "--depths", "0,90")
+    cells = out["cells"]
+    assert [cell["task"] for cell in cells] == ["passkey"] * 4 + ["needle"] * 4 + ["quote"] * 4
+    assert {(cell["length"], cell["depth"]) for cell in cells} == {
+        (length, depth) for length in (600, 1000) for depth in (0.0, 0.9)
+    }
+    assert all(cell["exact"] == 1 for cell in cells if cell["task"] == "passkey")
+    assert out["mean"] == pytest.approx(sum(cell["score"] for cell in cells) / len(cells))
+    assert out["mean"] > 0.8
 
 
 # ---- chat

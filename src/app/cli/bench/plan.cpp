@@ -1,9 +1,9 @@
 #include "app/cli/bench/plan.h"
 
 #include <algorithm>
-#include <charconv>
 
 #include "app/cli/model.h"
+#include "app/cli/number_list.h"
 #include "base/error.h"
 #include "base/rng.h"
 #include "base/shape.h"
@@ -36,32 +36,13 @@ std::vector<int64_t> Plan::lengths_of(int64_t batch) const {
   return batch == 1 ? lengths : std::vector<int64_t>{lengths.front()};
 }
 
-std::vector<int64_t> parse_list(const std::string& flag, const std::string& text, int64_t least) {
-  std::vector<int64_t> numbers;
-  for (const char *begin = text.data(), *end = begin + text.size();;) {
-    const char* comma = std::find(begin, end, ',');
-    int64_t number = 0;
-    const auto [stop, error] = std::from_chars(begin, comma, number);
-    if (error != std::errc() || stop != comma || number < least || number > (int64_t(1) << 24)) {
-      throw UsageError(concat(flag, ": found '", text, "', expected numbers of at least ", least,
-                              " with commas between them"));
-    }
-    numbers.push_back(number);
-    if (comma == end) break;
-    begin = comma + 1;
-  }
-  std::sort(numbers.begin(), numbers.end());
-  numbers.erase(std::unique(numbers.begin(), numbers.end()), numbers.end());
-  return numbers;
-}
-
 Plan make_plan(const Settings& settings) {
   Plan plan;
   plan.engine = engine_options(settings);
   plan.tokens = settings.integer("tokens");
   plan.repeat = settings.integer("repeat");
-  plan.batches = parse_list("--batch", settings.text("batch"), 1);
-  plan.lengths = parse_list("--lengths", settings.text("lengths"), 1);
+  plan.batches = parse_number_list("--batch", settings.text("batch"), 1);
+  plan.lengths = parse_number_list("--lengths", settings.text("lengths"), 1);
   const ModelLimits limits = model_limits(plan.engine);
   plan.vocab = limits.vocab;
   const int64_t room = limits.context - plan.tokens - kSpare;

@@ -29,9 +29,6 @@ struct Plan {
 // those that were are refused when they do not fit.
 Plan make_plan(const Settings& settings);
 
-// "512,4096" -> numbers of at least `least`, rising, each once. Throws UsageError naming `flag`.
-std::vector<int64_t> parse_list(const std::string& flag, const std::string& text, int64_t least);
-
 // Random ids of one sequence; the same whatever the length, so that a shorter prompt begins a
 // longer one.
 std::vector<int32_t> random_prompt(int64_t sequence, int64_t length, int64_t vocab);

@@ -7,6 +7,7 @@
 
 #include "app/cli/console.h"
 #include "app/cli/interrupt.h"
+#include "app/cli/likelihood.h"
 #include "app/cli/model.h"
 #include "app/cli/option_table.h"
 #include "app/cli/progress.h"
@@ -26,14 +27,6 @@ struct Sum {
 
   double mean() const { return nll / double(tokens); }
 };
-
-// -log softmax(logits)[target]
-double negative_log_likelihood(std::span<const float> logits, int32_t target) {  // [V]
-  const float largest = *std::max_element(logits.begin(), logits.end());
-  double sum = 0;
-  for (const float logit : logits) sum += double(std::exp(logit - largest));
-  return std::log(sum) + double(largest) - double(logits[size_t(target)]);
-}
 
 void add_window(engine::Engine& engine, std::span<const int32_t> window, Sum& sum) {
   const auto vocab = size_t(engine.config().vocab);

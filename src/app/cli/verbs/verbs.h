@@ -10,6 +10,7 @@ Verb bench_verb();
 Verb chat_verb();
 Verb completion_verb();
 Verb doctor_verb();
+Verb eval_verb();
 Verb generate_verb();
 Verb inspect_verb();
 Verb logits_verb();
