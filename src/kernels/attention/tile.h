@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "kernels/attention/paged.h"
+#include "kernels/attention/score_tile.h"
 #include "kernels/attention/varlen_tile.h"
 
 namespace longspur::kernels::attention {
@@ -91,6 +92,7 @@ struct KernelTable {
   void (*attend_f32)(const Tile& tile, const TileScratch& scratch);
   void (*append)(const AppendUnit& unit);
   VarlenTable varlen;
+  ScoreTable scores;
 };
 
 // Null where the build has no such unit.

@@ -25,7 +25,9 @@ struct ScoreArgs {
   int64_t query_blocks = 0, key_blocks = 0;  // of the longest sequences
 };
 
-// Items and phases as in attention::VarlenBackward; phase 0: means of key blocks.
+// Items and phases as in attention::VarlenBackward; phase 0 brings keys into blocks and takes their
+// means. Operands fp32, bf16 or fp16, D up to attention::kMaxVarlenDim; workspace and scratch are
+// linear in the number of keys.
 class BlockScores {
  public:
   static constexpr int kPhases = 2;
@@ -36,8 +38,12 @@ class BlockScores {
   void run(int phase, int64_t item, std::byte* scratch, std::byte* workspace) const;
 
  private:
+  void pack(int64_t item, std::byte* scratch, std::byte* workspace) const;
+  void score(int64_t item, std::byte* scratch, std::byte* workspace) const;
+
   ScoreArgs args_;
-  std::vector<int64_t> mean_items_, score_items_;  // [B + 1]
+  int64_t longest_k_ = 0;
+  std::vector<int64_t> pack_items_, key_offsets_;  // [B + 1]
 };
 void block_scores_ref(const ScoreArgs& args);  // double, one thread
 

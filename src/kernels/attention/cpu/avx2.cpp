@@ -61,6 +61,9 @@ struct Simd {
   static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
   static F max(F a, F b) { return _mm256_max_ps(a, b); }
+  static bool any_above(F a, F b) {
+    return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0;
+  }
   static float reduce_max(F a) {
     __m128 x = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     x = _mm_max_ps(x, _mm_movehl_ps(x, x));
@@ -134,13 +137,16 @@ struct Simd {
 #include "kernels/attention/cpu/varlen-inl.h"
 //
 #include "kernels/attention/cpu/varlen_backward-inl.h"
+//
+#include "kernels/attention/cpu/scores-inl.h"
 
 constexpr KernelTable kTable = {
     "avx2",
     attend<uint32_t>,
     attend<float>,
     append,
-    {varlen_forward<float>, varlen_forward<float>, varlen_delta, varlen_backward, varlen_reduce}};
+    {varlen_forward<float>, varlen_forward<float>, varlen_delta, varlen_backward, varlen_reduce},
+    kScores};
 
 }  // namespace
 

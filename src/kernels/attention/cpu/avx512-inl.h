@@ -63,6 +63,7 @@ struct Simd {
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static bool any_above(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0; }
   static float reduce_max(F a) { return _mm512_reduce_max_ps(a); }
   static float reduce_add(F a) { return _mm512_reduce_add_ps(a); }
 

@@ -23,13 +23,16 @@ namespace {
 #include "kernels/attention/cpu/varlen-inl.h"
 //
 #include "kernels/attention/cpu/varlen_backward-inl.h"
+//
+#include "kernels/attention/cpu/scores-inl.h"
 
 constexpr KernelTable kTable = {
     "avx512",
     attend<uint32_t>,
     attend<float>,
     append,
-    {varlen_forward<float>, varlen_forward<float>, varlen_delta, varlen_backward, varlen_reduce}};
+    {varlen_forward<float>, varlen_forward<float>, varlen_delta, varlen_backward, varlen_reduce},
+    kScores};
 
 }  // namespace
 

@@ -24,13 +24,16 @@ namespace {
 #include "kernels/attention/cpu/varlen-inl.h"
 //
 #include "kernels/attention/cpu/varlen_backward-inl.h"
+//
+#include "kernels/attention/cpu/scores-inl.h"
 
-constexpr KernelTable kTable = {"avx512bf16",
-                                attend<uint32_t>,
-                                attend<float>,
-                                append,
-                                {varlen_forward<uint32_t>, varlen_forward<float>, varlen_delta,
-                                 varlen_backward, varlen_reduce}};
+constexpr KernelTable kTable = {
+    "avx512bf16",
+    attend<uint32_t>,
+    attend<float>,
+    append,
+    {varlen_forward<uint32_t>, varlen_forward<float>, varlen_delta, varlen_backward, varlen_reduce},
+    kScores};
 
 }  // namespace
 

@@ -79,6 +79,11 @@ struct Simd {
   static F exp2(const F& a) {
     return map([&](int i) { return std::exp2(a.x[i]); });
   }
+  static bool any_above(const F& a, const F& b) {
+    for (int i = 0; i < kWidth; ++i)
+      if (a.x[i] > b.x[i]) return true;
+    return false;
+  }
   static float reduce_max(const F& a) { return *std::max_element(a.x, a.x + kWidth); }
   static float reduce_add(const F& a) {
     float sum = 0.0f;
@@ -123,6 +128,8 @@ struct Simd {
 #include "kernels/attention/cpu/varlen-inl.h"
 //
 #include "kernels/attention/cpu/varlen_backward-inl.h"
+//
+#include "kernels/attention/cpu/scores-inl.h"
 
 Simd::F Simd::store_p(uint32_t* p, int i, const F& x) {
   auto* halves = reinterpret_cast<uint16_t*>(p) + i;
@@ -138,7 +145,8 @@ constexpr KernelTable kTable = {
     attend<uint32_t>,
     attend<float>,
     append,
-    {varlen_forward<float>, varlen_forward<float>, varlen_delta, varlen_backward, varlen_reduce}};
+    {varlen_forward<float>, varlen_forward<float>, varlen_delta, varlen_backward, varlen_reduce},
+    kScores};
 
 }  // namespace
 
