@@ -28,7 +28,7 @@ struct BlockMask {
   static constexpr int64_t words_of(int64_t key_blocks) {
     return round_up(ceil_div(key_blocks, int64_t{32}), int64_t{4});
   }
-  const uint32_t* row(int64_t b, int64_t mask_head, int64_t query_block) const {
+  constexpr const uint32_t* row(int64_t b, int64_t mask_head, int64_t query_block) const {
     return words + ((b * heads + mask_head) * query_blocks + query_block) * row_words;
   }
 };
