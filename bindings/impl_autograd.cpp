@@ -4,10 +4,14 @@
 #include <torch/library.h>
 
 #include "bindings/nvfp4_qat.h"
+#include "bindings/xattention.h"
 #include "ops/attention.h"
 #include "ops/attention_autograd.h"
+#include "ops/block_sparse.h"
+#include "ops/block_sparse_autograd.h"
 #include "ops/nvfp4.h"
 #include "ops/nvfp4_autograd.h"
+#include "ops/xattn.h"
 
 namespace longspur {
 
@@ -43,6 +47,71 @@ std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& q,
                                              std::optional<double> scale) {
   return ops::attention_with_autograd<DispatchedAttention>(
       q, k, v, cu_seqlens_q, cu_seqlens_k, {max_seqlen_q, max_seqlen_k, causal, scale});
+}
+
+struct DispatchedBlockSparse {
+  template <class... Args>
+  static auto forward(const Args&... args) {
+    static const auto op =
+        find<decltype(ops::block_sparse_attention_forward)>("longspur::block_sparse_attention");
+    return op.call(args...);
+  }
+  template <class... Args>
+  static auto backward(const Args&... args) {
+    static const auto op = find<decltype(ops::block_sparse_attention_backward)>(
+        "longspur::block_sparse_attention_backward");
+    return op.call(args...);
+  }
+};
+
+std::tuple<at::Tensor, at::Tensor> block_sparse_attention(const at::Tensor& q,
+                                                          const at::Tensor& k,
+                                                          const at::Tensor& v,
+                                                          const at::Tensor& cu_seqlens_q,
+                                                          const at::Tensor& cu_seqlens_k,
+                                                          int64_t max_seqlen_q,
+                                                          int64_t max_seqlen_k,
+                                                          const at::Tensor& block_mask,
+                                                          int64_t block_size,
+                                                          bool causal,
+                                                          std::optional<double> scale,
+                                                          bool deterministic) {
+  return ops::block_sparse_with_autograd<DispatchedBlockSparse>(
+      q, k, v, cu_seqlens_q, cu_seqlens_k, block_mask,
+      {max_seqlen_q, max_seqlen_k, block_size, causal, scale, deterministic});
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> differentiable_xattention(
+    const at::Tensor& q,
+    const at::Tensor& k,
+    const at::Tensor& v,
+    const at::Tensor& cu_seqlens_q,
+    const at::Tensor& cu_seqlens_k,
+    int64_t max_seqlen_q,
+    int64_t max_seqlen_k,
+    const at::Tensor& threshold,
+    const ops::XattentionOptions& o) {
+  if (!at::GradMode::is_enabled() ||
+      !(q.requires_grad() || k.requires_grad() || v.requires_grad())) {
+    const at::AutoDispatchBelowADInplaceOrView below;  // inference: one operation
+    static const auto op =
+        find<decltype(xattention<ops::xattention_forward>)>("longspur::xattention");
+    return op.call(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, threshold,
+                   o.estimator, o.stride, o.block_size, o.causal, o.scale, o.sink_blocks,
+                   o.local_blocks, o.per_kv_group, o.rule, o.deterministic);
+  }
+  ops::check_xattention(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, threshold,
+                        o);
+  static const auto choose =
+      find<decltype(xattention_mask<ops::xattention_mask>)>("longspur::xattention_mask");
+  const auto [mask, density] =
+      choose.call(q.detach(), k.detach(), cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+                  threshold, o.estimator, o.stride, o.block_size, o.causal, o.scale, o.sink_blocks,
+                  o.local_blocks, o.per_kv_group, o.rule);
+  const auto [out, lse] =
+      block_sparse_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, mask,
+                             o.block_size, o.causal, o.scale, o.deterministic);
+  return {out, lse, density};
 }
 
 struct DispatchedNvfp4 {
@@ -127,6 +196,12 @@ at::Tensor nvfp4_qat(const at::Tensor& x,
 
 TORCH_LIBRARY_IMPL(longspur, Autograd, m) {
   m.impl("attention", TORCH_FN(attention));
+  m.impl("block_sparse_attention", TORCH_FN(block_sparse_attention));
+  m.impl("xattention", TORCH_FN(xattention<differentiable_xattention>));
+  // Scores choose blocks: no gradient goes through them.
+  m.impl("xattn_block_scores", torch::CppFunction::makeFallthrough());
+  m.impl("xattn_select", torch::CppFunction::makeFallthrough());
+  m.impl("xattention_mask", torch::CppFunction::makeFallthrough());
   // Codes and scales are steps of their inputs: no gradient goes through (nvfp4_fake_quantize has
   // the straight-through one).
   m.impl("nvfp4_quantize", torch::CppFunction::makeFallthrough());

@@ -43,3 +43,39 @@ TORCH_LIBRARY(longspur, m) {
       "bool quantize_dgrad, bool quantize_wgrad, bool hadamard, bool per_row, int seed) "
       "-> (Tensor dx, Tensor dw)");
 }
+
+TORCH_LIBRARY_FRAGMENT(longspur, m) {
+  m.def(
+      "xattn_block_scores(Tensor q, Tensor k, Tensor cu_seqlens_q, Tensor cu_seqlens_k, "
+      "int max_seqlen_q, int max_seqlen_k, str estimator=\"antidiagonal\", int stride=16, "
+      "int block_size=128, bool causal=True, float? scale=None, bool per_kv_group=False) -> "
+      "Tensor");
+  m.def(
+      "xattn_select(Tensor scores, Tensor threshold, Tensor cu_seqlens_q, Tensor cu_seqlens_k, "
+      "int block_size=128, int sink_blocks=1, int local_blocks=1, bool causal=True, "
+      "str rule=\"share\") -> Tensor");
+  m.def(
+      "block_sparse_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, "
+      "Tensor cu_seqlens_k, int max_seqlen_q, int max_seqlen_k, Tensor block_mask, "
+      "int block_size=128, bool causal=True, float? scale=None, bool deterministic=False) "
+      "-> (Tensor out, Tensor lse)");
+  m.def(
+      "block_sparse_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, "
+      "Tensor v, Tensor out, Tensor lse, Tensor cu_seqlens_q, Tensor cu_seqlens_k, "
+      "int max_seqlen_q, int max_seqlen_k, Tensor block_mask, int block_size=128, "
+      "bool causal=True, float? scale=None, bool deterministic=False) "
+      "-> (Tensor dq, Tensor dk, Tensor dv)");
+  m.def(
+      "xattention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, "
+      "int max_seqlen_q, int max_seqlen_k, Tensor threshold, str estimator=\"antidiagonal\", "
+      "int stride=16, int block_size=128, bool causal=True, float? scale=None, int sink_blocks=1, "
+      "int local_blocks=1, bool per_kv_group=False, str rule=\"share\", bool deterministic=False) "
+      "-> (Tensor out, Tensor lse, Tensor density)");
+  // The first half of xattention, which its gradient rule calls.
+  m.def(
+      "xattention_mask(Tensor q, Tensor k, Tensor cu_seqlens_q, Tensor cu_seqlens_k, "
+      "int max_seqlen_q, int max_seqlen_k, Tensor threshold, str estimator=\"antidiagonal\", "
+      "int stride=16, int block_size=128, bool causal=True, float? scale=None, int sink_blocks=1, "
+      "int local_blocks=1, bool per_kv_group=False, str rule=\"share\") "
+      "-> (Tensor block_mask, Tensor density)");
+}

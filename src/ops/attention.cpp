@@ -21,18 +21,19 @@ int64_t longest(const at::Tensor& host_seqlens) {
   return most;
 }
 
-// Checks what check_attention could not, the values.
-AttentionProblem make_problem(const AttentionArgs& args) {
+}  // namespace
+
+AttentionProblem make_attention_problem(std::string_view op, const AttentionArgs& args) {
   AttentionProblem problem;
   problem.q = with_contiguous_rows(args.q);
   problem.k = with_contiguous_rows(args.k);
   problem.v = with_contiguous_rows(args.v);
   problem.cu_seqlens_q = args.cu_seqlens_q;
   problem.cu_seqlens_k = args.cu_seqlens_k;
-  problem.host_seqlens_q = cu_seqlens_on_host("attention", "cu_seqlens_q", args.cu_seqlens_q,
-                                              args.q.size(0), args.max_seqlen_q);
-  problem.host_seqlens_k = cu_seqlens_on_host("attention", "cu_seqlens_k", args.cu_seqlens_k,
-                                              args.k.size(0), args.max_seqlen_k);
+  problem.host_seqlens_q =
+      cu_seqlens_on_host(op, "cu_seqlens_q", args.cu_seqlens_q, args.q.size(0), args.max_seqlen_q);
+  problem.host_seqlens_k =
+      cu_seqlens_on_host(op, "cu_seqlens_k", args.cu_seqlens_k, args.k.size(0), args.max_seqlen_k);
   problem.longest_q = longest(problem.host_seqlens_q);
   problem.longest_k = longest(problem.host_seqlens_k);
   problem.causal = args.causal;
@@ -40,7 +41,25 @@ AttentionProblem make_problem(const AttentionArgs& args) {
   return problem;
 }
 
-}  // namespace
+AttentionResult attention_of_nothing(const at::Tensor& q) {
+  const auto [out, lse] = attention_outputs(q);
+  return {out.zero_(), lse.fill_(-std::numeric_limits<double>::infinity())};
+}
+
+AttentionGradient attention_gradient_of_nothing(const AttentionArgs& args) {
+  const auto [dq, dk, dv] = attention_gradients(args.q, args.k, args.v);
+  return {dq.zero_(), dk.zero_(), dv.zero_()};
+}
+
+AttentionGradients with_contiguous_gradients(const at::Tensor& grad_out,
+                                             const std::optional<at::Tensor>& grad_lse,
+                                             const at::Tensor& out,
+                                             const at::Tensor& lse) {
+  AttentionGradients gradients{with_contiguous_rows(grad_out), std::nullopt,
+                               with_contiguous_rows(out), lse.contiguous()};
+  if (grad_lse) gradients.grad_lse = grad_lse->contiguous();
+  return gradients;
+}
 
 const AttentionImplementation& choose_attention(const AttentionProblem& problem) {
   static constexpr const AttentionImplementation* kOrder[] = {
@@ -63,12 +82,9 @@ std::tuple<at::Tensor, at::Tensor> attention_forward(const at::Tensor& q,
                                                      std::optional<double> scale) {
   const AttentionArgs args{q,      k,    v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
                            causal, scale};
-  check_attention(args);
-  const AttentionProblem problem = make_problem(args);
-  if (q.size(0) == 0 || k.size(0) == 0) {
-    const auto [out, lse] = attention_outputs(q);
-    return {out.zero_(), lse.fill_(-std::numeric_limits<double>::infinity())};
-  }
+  check_attention("attention", args);
+  const AttentionProblem problem = make_attention_problem("attention", args);
+  if (q.size(0) == 0 || k.size(0) == 0) return attention_of_nothing(q);
   return choose_attention(problem).forward(problem);
 }
 
@@ -88,16 +104,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward(
     std::optional<double> scale) {
   const AttentionArgs args{q,      k,    v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
                            causal, scale};
-  check_attention(args);
-  check_attention_gradients(args, grad_out, grad_lse, out, lse);
-  const AttentionProblem problem = make_problem(args);
-  if (q.size(0) == 0 || k.size(0) == 0) {
-    const auto [dq, dk, dv] = attention_gradients(q, k, v);
-    return {dq.zero_(), dk.zero_(), dv.zero_()};
-  }
-  AttentionGradients gradients{with_contiguous_rows(grad_out), std::nullopt,
-                               with_contiguous_rows(out), lse.contiguous()};
-  if (grad_lse) gradients.grad_lse = grad_lse->contiguous();
+  const std::string_view op = "attention_backward";
+  check_attention(op, args);
+  check_attention_gradients(op, args, grad_out, grad_lse, out, lse);
+  const AttentionProblem problem = make_attention_problem(op, args);
+  if (q.size(0) == 0 || k.size(0) == 0) return attention_gradient_of_nothing(args);
+  const AttentionGradients gradients = with_contiguous_gradients(grad_out, grad_lse, out, lse);
   return choose_attention(problem).backward(problem, gradients);
 }
 

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string_view>
 #include <tuple>
 
 namespace longspur::ops {
@@ -22,10 +23,12 @@ struct AttentionArgs {
   std::optional<double> scale;
 };
 
-void check_attention(const AttentionArgs& args);
+// `op` names the operation in messages; an operation without v gives k in its place.
+void check_attention(std::string_view op, const AttentionArgs& args);
 
 // What the backward takes besides: as out and lse are.
-void check_attention_gradients(const AttentionArgs& args,
+void check_attention_gradients(std::string_view op,
+                               const AttentionArgs& args,
                                const at::Tensor& grad_out,
                                const std::optional<at::Tensor>& grad_lse,
                                const at::Tensor& out,

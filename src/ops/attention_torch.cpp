@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "kernels/common/block_mask.h"
 #include "ops/attention_impl.h"
 #include "ops/attention_shape.h"
 
@@ -31,13 +32,13 @@ at::Tensor widened(const at::Tensor& x) {
 
 // Rows of one sequence: N queries, S keys.
 struct Span {
-  int64_t q_begin, n, k_begin, s;
+  int64_t b, q_begin, n, k_begin, s;
 };
 
 Span span_of(const AttentionProblem& problem, int64_t b) {
   const int32_t* q = problem.host_seqlens_q.const_data_ptr<int32_t>();
   const int32_t* k = problem.host_seqlens_k.const_data_ptr<int32_t>();
-  return {q[b], q[b + 1] - q[b], k[b], k[b + 1] - k[b]};
+  return {b, q[b], q[b + 1] - q[b], k[b], k[b + 1] - k[b]};
 }
 
 // Keys or values of a sequence, one matrix a KV head: [G, 1, S, D].
@@ -61,12 +62,37 @@ at::Tensor as_rows(const at::Tensor& x) {
   return x.reshape({x.size(0) * x.size(1), x.size(2), x.size(3)}).transpose(0, 1);
 }
 
+// Whether query rows [first, first + rows) read each key, where blocks are chosen:
+// [G, H / G, rows, S], or fewer heads.
+at::Tensor listed_keys(const AttentionProblem& problem,
+                       const Span& span,
+                       int64_t first,
+                       int64_t rows) {
+  const auto options = at::TensorOptions(at::kLong).device(problem.q.device());
+  const at::Tensor row_block =
+      at::arange(first, first + rows, options).floor_divide(kernels::kQueryBlock);
+  const at::Tensor key_block = at::arange(span.s, options).floor_divide(problem.block_size);
+  // [mask heads, rows, S]: the word of each key's block, then its bit
+  const at::Tensor words = problem.block_words[span.b]
+                               .index_select(1, row_block)
+                               .index_select(2, key_block.floor_divide(32));
+  const at::Tensor bits = words.bitwise_right_shift(key_block.remainder(32).to(at::kInt));
+  const at::Tensor listed = bits.bitwise_and(1).to(at::kBool);
+  const int64_t heads = problem.q.size(1), kv_heads = problem.k.size(1);
+  if (listed.size(0) == heads) return listed.reshape({kv_heads, heads / kv_heads, rows, span.s});
+  return listed.unsqueeze(1);
+}
+
 at::Tensor scores_of(const AttentionProblem& problem,
                      const Span& span,
                      const at::Tensor& q,  // [G, H / G, rows, D]
                      const at::Tensor& k,  // [G, 1, S, D]
                      int64_t first) {
-  const at::Tensor scores = at::matmul(q, k.transpose(-1, -2)) * problem.scale;
+  at::Tensor scores = at::matmul(q, k.transpose(-1, -2)) * problem.scale;
+  if (problem.block_words.defined()) {
+    const at::Tensor listed = listed_keys(problem, span, first, q.size(2));
+    scores = scores.masked_fill(listed.logical_not(), -kInfinity);
+  }
   if (!problem.causal) return scores;
   const auto options = at::TensorOptions(at::kLong).device(q.device());
   const at::Tensor last = at::arange(first, first + q.size(2), options) + (span.s - span.n);

@@ -1,7 +1,5 @@
 #include "ops/checks.h"
 
-#include <optional>
-
 #include "base/error.h"
 
 namespace longspur::ops {
@@ -41,6 +39,8 @@ std::string_view shown_dtype(at::ScalarType dtype) {
       return "int64";
     case at::kByte:
       return "uint8";
+    case at::kBool:
+      return "bool";
     case at::kFloat8_e4m3fn:
       return "float8_e4m3fn";
     default:
@@ -122,7 +122,7 @@ void check_cu_seqlens_form(std::string_view op,
 at::Tensor cu_seqlens_on_host(std::string_view op,
                               std::string_view name,
                               const at::Tensor& cu_seqlens,
-                              int64_t rows,
+                              std::optional<int64_t> rows,
                               int64_t max_seqlen) {
   at::Tensor host = cu_seqlens.to(at::kCPU).contiguous();
   const int32_t* begins = host.const_data_ptr<int32_t>();
@@ -135,8 +135,8 @@ at::Tensor cu_seqlens_on_host(std::string_view op,
     require(length <= max_seqlen, op, ": ", name, ": found ", length, " rows of sequence ", b,
             ", expected at most the given longest, ", max_seqlen);
   }
-  require(begins[batch] == rows, op, ": ", name, "[", batch, "]: found ", begins[batch],
-          ", expected ", rows, ", the number of rows");
+  require(!rows || begins[batch] == *rows, op, ": ", name, "[", batch, "]: found ", begins[batch],
+          ", expected ", rows.value_or(0), ", the number of rows");
   return host;
 }
 

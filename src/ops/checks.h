@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -49,12 +50,12 @@ void check_cu_seqlens_form(std::string_view op,
                            const at::Tensor& cu_seqlens,
                            const at::Tensor& data);
 
-// A contiguous copy on the CPU (or the tensor itself), after checking its values: from 0 to `rows`,
-// never falling, no length above max_seqlen.
+// A contiguous copy on the CPU (or the tensor itself), after checking its values: from 0 to `rows`
+// (where it is known), never falling, no length above max_seqlen.
 at::Tensor cu_seqlens_on_host(std::string_view op,
                               std::string_view name,
                               const at::Tensor& cu_seqlens,
-                              int64_t rows,
+                              std::optional<int64_t> rows,
                               int64_t max_seqlen);
 
 // The tensor itself when its rows are contiguous along the last dimension, else a copy.
