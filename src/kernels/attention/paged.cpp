@@ -118,6 +118,32 @@ int64_t all_partials(const Batch& batch, int64_t head_dim) {
   return floats;
 }
 
+// Where the means of the blocks of masked sequences lie: for each KV head of each of them, pages of
+// 64 means.
+struct MeansLayout {
+  int64_t blocks, pages, bytes;  // of one KV head
+
+  MeansLayout(const Batch& batch, const PagedKv& kv, int64_t b) : blocks(0) {
+    const bool wanted = is_masked(batch.mask, batch.shape, b) && batch.mask->mean_correction;
+    // The last query block sees in full what ends where it begins.
+    if (wanted)
+      blocks =
+          (batch.shape.kv_lens[b] - 1) / kQueryBlock * kQueryBlock / batch.mask->blocks.block_size;
+    pages = ceil_div(blocks, int64_t{kPageTokens});
+    bytes = pages * page_bytes(kv);
+  }
+  static int64_t page_bytes(const PagedKv& kv) {
+    const KvType type = kv.type == KvType::kF32 ? KvType::kF32 : KvType::kBF16;
+    return attention::page_bytes(type, kv.head_dim);
+  }
+};
+
+int64_t all_means(const Batch& batch, const PagedKv& kv, int64_t end) {
+  int64_t bytes = 0;
+  for (int64_t b = 0; b < end; ++b) bytes += kv.kv_heads * MeansLayout(batch, kv, b).bytes;
+  return bytes;
+}
+
 class Run {
  public:
   Run(const AttentionArgs& args,
@@ -138,7 +164,31 @@ class Run {
     for (int64_t b = 0; b < shape.batch; ++b) items_ += cut_of(batch_, b).items(kv.kv_heads);
     const int64_t floats = all_partials(batch_, kv.head_dim);
     any_split_ = floats > 0;
-    threads_ = workspace + round_up(floats * int64_t(sizeof(float)), kAlign);
+    means_ = workspace + round_up(floats * int64_t(sizeof(float)), kAlign);
+    for (int64_t b = 0; b < shape.batch; ++b)
+      mean_units_ += kv.kv_heads * MeansLayout(batch_, kv, b).pages * kUnitsAPage;
+    threads_ = means_ + all_means(batch_, kv, shape.batch);
+  }
+
+  // Pieces of the pages of means; all are done before the first item that reads them.
+  int64_t mean_units() const { return mean_units_; }
+  void means_unit(int64_t unit, int rank) const {
+    int64_t b = 0;
+    for (;; ++b) {
+      const int64_t own = kv_.kv_heads * MeansLayout(batch_, kv_, b).pages * kUnitsAPage;
+      if (unit < own) break;
+      unit -= own;
+    }
+    const MeansLayout layout(batch_, kv_, b);
+    const int64_t piece = unit % kUnitsAPage, page = unit / kUnitsAPage % layout.pages;
+    const int64_t kv_head = unit / kUnitsAPage / layout.pages;
+    const int64_t first = page * kPageTokens + piece * kPageTokens / kUnitsAPage;
+    const MeansUnit means{first, first + kPageTokens / kUnitsAPage, layout.blocks,
+                          batch_.mask->blocks.block_size / kPageTokens,
+                          means_of(b, kv_head) + page * MeansLayout::page_bytes(kv_)};
+    const KernelTable& table = active_table();
+    (kv_.type == KvType::kF32 ? table.means_f32 : table.means_bf16)(
+        make_tile(b, cut_of(batch_, b), kv_head, 0, {0, 1}), means, scratch_of(rank));
   }
 
   int64_t items() const { return items_; }
@@ -169,12 +219,8 @@ class Run {
       tile.end_block = std::min(tile.end_block, tile.first_block + kSplitBlocks);
       tile.partial = partials_ + offset + item * cut.tokens * cut.heads_a_tile * (dp_ + 2);
     }
-    std::byte* own = threads_ + rank * layout_.total;
-    const TileScratch scratch{reinterpret_cast<float*>(own + layout_.s), own + layout_.p,
-                              own + layout_.q, reinterpret_cast<float*>(own + layout_.o),
-                              own + layout_.page};
     const KernelTable& table = active_table();
-    (kv_.type == KvType::kF32 ? table.attend_f32 : table.attend_bf16)(tile, scratch);
+    (kv_.type == KvType::kF32 ? table.attend_f32 : table.attend_bf16)(tile, scratch_of(rank));
   }
 
   // Merges the splits of (sequence, KV head) pairs.
@@ -199,6 +245,18 @@ class Run {
   }
 
  private:
+  static constexpr int64_t kUnitsAPage = 8;  // pieces of a page of means
+
+  TileScratch scratch_of(int rank) const {
+    std::byte* own = threads_ + rank * layout_.total;
+    return {reinterpret_cast<float*>(own + layout_.s), own + layout_.p, own + layout_.q,
+            reinterpret_cast<float*>(own + layout_.o), own + layout_.page};
+  }
+
+  std::byte* means_of(int64_t b, int64_t kv_head) const {
+    return means_ + all_means(batch_, kv_, b) + kv_head * MeansLayout(batch_, kv_, b).bytes;
+  }
+
   int64_t chunk_heads(const Cut& cut, int64_t chunk) const {
     return std::min(cut.heads_a_tile, group_ - chunk * cut.heads_a_tile);
   }
@@ -227,18 +285,28 @@ class Run {
     tile.first_block = first_key / kPageTokens;
     tile.end_block = (tile.first_position + tile.tokens - 1) / kPageTokens + 1;
     tile.later_block = -1;
-    if (cut.masked()) {
-      const BlockMask& mask = batch_.mask->blocks;
-      tile.listed =
-          mask.row(b, head * mask.heads / args_.heads,
-                   tile.first_position / kQueryBlock - cut.first_position() / kQueryBlock);
-      tile.pages_a_bit = mask.block_size / kPageTokens;
-    }
+    if (cut.masked()) set_mask(tile, b, cut, kv_head, head);
     tile.out = args_.out + row * args_.ldo + head * kv_.head_dim;
     tile.ldo = args_.ldo;
     tile.lse = args_.lse == nullptr ? nullptr : args_.lse + row * args_.heads + head;
     tile.lse_stride = args_.heads;
     return tile;
+  }
+
+  void set_mask(Tile& tile, int64_t b, const Cut& cut, int64_t kv_head, int64_t head) const {
+    const BlockMask& mask = batch_.mask->blocks;
+    const int64_t query_block = tile.first_position / kQueryBlock;
+    tile.listed = mask.row(b, head * mask.heads / args_.heads,
+                           query_block - cut.first_position() / kQueryBlock);
+    tile.pages_a_bit = mask.block_size / kPageTokens;
+    if (!batch_.mask->mean_correction) return;
+    tile.means = means_of(b, kv_head);
+    tile.mean_page_bytes = MeansLayout::page_bytes(kv_);
+    tile.mean_end = query_block * kQueryBlock / mask.block_size;
+    // With a window the last row of the query block sees the fewest old keys.
+    const int64_t first_key = (query_block + 1) * kQueryBlock - args_.window;
+    tile.mean_begin = args_.window > 0 && first_key > 0 ? ceil_div(first_key, mask.block_size) : 0;
+    tile.mean_offset = std::log2(float(mask.block_size));
   }
 
   void merge_row(const float* first, int64_t stride, int64_t splits, float* out, float* lse) const {
@@ -263,9 +331,9 @@ class Run {
   Batch batch_;
   int64_t group_, dp_, team_size_;
   float* partials_;
-  std::byte* threads_ = nullptr;
+  std::byte *means_ = nullptr, *threads_ = nullptr;
   ScratchLayout layout_;
-  int64_t items_ = 0;
+  int64_t items_ = 0, mean_units_ = 0;
   bool any_split_ = false;
 };
 
@@ -276,10 +344,12 @@ int64_t page_bytes(KvType type, int64_t head_dim) {
   return round_up(kPageTokens * (head_dim + padded_dim(head_dim)) * element_bytes(type), kAlign);
 }
 
-int64_t workspace_bytes(const BatchShape& shape, int64_t heads, const PagedKv& kv, int threads) {
+int64_t workspace_bytes(
+    const BatchShape& shape, int64_t heads, const PagedKv& kv, int threads, const PagedMask* mask) {
   // Without a window and a mask there are the most splits.
   const int64_t floats = all_partials({shape, heads, kv.kv_heads, 0, nullptr}, kv.head_dim);
   return round_up(floats * int64_t(sizeof(float)), kAlign) +
+         all_means({shape, heads, kv.kv_heads, 0, mask}, kv, shape.batch) +
          threads * scratch_layout(kv.type, kv.head_dim).total + kAlign;
 }
 
@@ -290,6 +360,10 @@ void paged_attention(Team& team,
                      std::byte* workspace,
                      const PagedMask* mask) {
   const Run run(args, shape, kv, workspace, mask, team.size());
+  if (run.mean_units() > 0) {
+    team.dynamic_for(run.mean_units(), 1,
+                     [&](int64_t unit, int64_t) { run.means_unit(unit, team.rank()); });
+  }
   team.dynamic_for(run.items(), 1,
                    [&](int64_t begin, int64_t) { run.attend_item(begin, team.rank()); });
   if (!run.any_split()) return;

@@ -89,6 +89,9 @@ struct AttentionArgs {
 struct PagedMask {
   BlockMask blocks;              // heads: H, G or 1
   const uint8_t* use = nullptr;  // [B] or null: all
+  // Every block that all rows of the query block see and none reads stands for one more key: the
+  // mean of its keys, as often as it has keys, with the mean of its values. lse counts it, too.
+  bool mean_correction = false;
 };
 inline constexpr int64_t kFewQueries = 16;
 inline bool is_masked(const PagedMask* mask, const BatchShape& shape, int64_t b) {
@@ -96,8 +99,13 @@ inline bool is_masked(const PagedMask* mask, const BatchShape& shape, int64_t b)
          shape.cu_seqlens[b + 1] - shape.cu_seqlens[b] >= kFewQueries;
 }
 
-// Scratch for a batch, with or without a mask: split-KV partial results, per-thread tiles. Pure.
-int64_t workspace_bytes(const BatchShape& shape, int64_t heads, const PagedKv& kv, int threads);
+// Scratch for a batch: split-KV partial results, per-thread tiles. Pure. A mask takes more only
+// with mean_correction.
+int64_t workspace_bytes(const BatchShape& shape,
+                        int64_t heads,
+                        const PagedKv& kv,
+                        int threads,
+                        const PagedMask* mask = nullptr);
 
 // SPMD; ends with a barrier. Work is cut into (sequence, KV head, query tile or page range) pieces
 // handed out dynamically; long decodes are split over pages and merged by log-sum-exp.

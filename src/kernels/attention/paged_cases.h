@@ -112,7 +112,7 @@ class Cache {
     append.rotary_dim = heads_.dim;
     std::vector<float> out(size_t(cu_seqlens.back()) * size_t(heads_.q * heads_.dim));
     const AttentionArgs args = arguments(rows, out, window, cu_seqlens.back());
-    AlignedBuffer workspace(size_t(workspace_bytes(shape, heads_.q, paged, pool.size())));
+    AlignedBuffer workspace(size_t(workspace_bytes(shape, heads_.q, paged, pool.size(), mask_)));
     pool.run([&](Team& team) {
       rope_append(team, append, shape, paged);
       paged_attention(team, args, shape, paged, workspace.data(), mask_);

@@ -44,6 +44,7 @@ class Mask {
   uint32_t* row(int64_t b, int64_t head, int64_t i) {
     return words_.data() + (mask_.blocks.row(b, head, i) - words_.data());
   }
+  void correct_means() { mask_.mean_correction = true; }
   void set_use(std::vector<uint8_t> use) {
     use_ = std::move(use);
     mask_.use = use_.data();
@@ -178,6 +179,7 @@ TEST(PagedMaskTest, MaskedAndDenseSequencesMixInABatch) {
         for (const int64_t length : lengths) rows.push_back({0, length});
         Mask mask(rows, mask_heads, 128, 0.5f);
         mask.set_use({1, 0, 1, 1});
+        if (mask_heads == heads.q) mask.correct_means();
         std::vector<float> expected;
         Cache alone(heads, type, lengths);
         for (size_t b = 0; b < lengths.size(); ++b) {
@@ -202,6 +204,51 @@ TEST(PagedMaskTest, MaskedAndDenseSequencesMixInABatch) {
           EXPECT_EQ(together.forward(pool, all, cu, kv_lens, 0, 0), expected) << threads;
         }
       }
+    }
+  });
+}
+
+TEST(PagedMaskTest, MeansOfSkippedBlocksMatchTheReference) {
+  ThreadPool pool(2);
+  for_each_isa([&] {
+    for (const KvType type : kTypes) {
+      for (const auto& [begin, end, mask_heads, block_size, window] :
+           {std::tuple(0, 397, 4, 128, 0), {450, 520, 2, 64, 0}, {300, 430, 4, 64, 310}}) {
+        SCOPED_TRACE(concat("type ", int(type), " from ", begin, " window ", window));
+        Mask mask({{begin, end}}, mask_heads, block_size, 0.3f);
+        mask.correct_means();
+        Cache cache({4, 2, 48}, type, {end});
+        if (begin > 0) cache.step(pool, 0, 0, begin, 0);
+        cache.use_mask(&mask);
+        const std::vector<float> out = cache.step(pool, 0, begin, end, window);
+        const std::vector<float> lse = cache.lse();
+        expect_close(out, cache.reference(0, begin, end, window), tolerance(type));
+        expect_close_lse(lse, cache.lse(), type);
+      }
+    }
+  });
+}
+
+// Queries of zero weigh all keys alike, so a block is worth exactly its mean. More than 64 blocks:
+// means on two pages.
+TEST(PagedMaskTest, MeansAreExactWhereScoresAreEqual) {
+  ThreadPool pool(3);
+  constexpr int64_t kTokens = 4400, kBegin = 4300;
+  for_each_isa([&] {
+    for (const KvType type : {KvType::kF32, KvType::kBF16}) {
+      Cache cache({2, 1, 16}, type, {kTokens});
+      for (int64_t t = 0; t < kTokens; ++t) std::fill_n(cache.row(0, t), 2 * 16, 0.0f);
+      cache.step(pool, 0, 0, kBegin, 1);
+      const std::vector<float> dense = cache.step(pool, 0, kBegin, kTokens, 0);
+      const std::vector<float> dense_lse = cache.lse();
+      Mask mask({{kBegin, kTokens}}, 1, 64, 0.1f);
+      for (int64_t i = 0; i < 2; ++i)  // positions 4224 .. 4351, 4352 .. 4399: blocks 66 to 68
+        mask.row(0, 0, i)[2] |= 0x1cu;
+      mask.correct_means();
+      cache.use_mask(&mask);
+      const std::vector<float> out = cache.step(pool, 0, kBegin, kTokens, 0);
+      expect_close(out, dense, type == KvType::kF32 ? 1e-6 : 1e-3);
+      for (size_t i = 0; i < dense_lse.size(); ++i) ASSERT_NEAR(cache.lse()[i], dense_lse[i], 1e-5);
     }
   });
 }

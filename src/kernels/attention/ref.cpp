@@ -65,26 +65,32 @@ double cached(const PagedKv& kv,
   return bf16_to_float(reinterpret_cast<const uint16_t*>(page)[at]);
 }
 
+// A key that a query reads, and what its score is more than the product.
+struct Seen {
+  int64_t key;
+  double bonus = 0.0;
+};
+
 // Softmax of one query over some keys of one head, in double; the log of the sum of exponentials.
 double attend_row(const float* q,
                   const std::vector<double>& keys,
                   const std::vector<double>& values,
-                  const std::vector<int64_t>& seen,
+                  const std::vector<Seen>& seen,
                   int64_t d,
                   double scale,
                   float* out) {
   std::vector<double> scores, sums(static_cast<size_t>(d), 0.0);
   double max = -HUGE_VAL, sum = 0.0;
-  for (const int64_t s : seen) {
+  for (const Seen& s : seen) {
     double dot = 0.0;
-    for (int64_t i = 0; i < d; ++i) dot += double(q[i]) * keys[size_t(s * d + i)];
-    scores.push_back(dot * scale);
+    for (int64_t i = 0; i < d; ++i) dot += double(q[i]) * keys[size_t(s.key * d + i)];
+    scores.push_back(dot * scale + s.bonus);
     max = std::max(max, scores.back());
   }
   for (size_t n = 0; n < seen.size(); ++n) {
     const double weight = std::exp(scores[n] - max);
     sum += weight;
-    for (int64_t i = 0; i < d; ++i) sums[size_t(i)] += weight * values[size_t(seen[n] * d + i)];
+    for (int64_t i = 0; i < d; ++i) sums[size_t(i)] += weight * values[size_t(seen[n].key * d + i)];
   }
   for (int64_t i = 0; i < d; ++i) out[i] = seen.empty() ? 0.0f : float(sums[size_t(i)] / sum);
   return seen.empty() ? -HUGE_VAL : max + std::log(sum);
@@ -106,6 +112,36 @@ bool lists(const PagedMask* mask,
                    s / blocks.block_size);
 }
 
+// The mean of `count` rows of [.., D] from `first` on, behind the last row.
+void append_mean(std::vector<double>& rows, int64_t first, int64_t count, int64_t d) {
+  for (int64_t i = 0; i < d; ++i) {
+    double sum = 0.0;
+    for (int64_t s = first; s < first + count; ++s) sum += rows[size_t(s * d + i)];
+    rows.push_back(sum / double(count));
+  }
+}
+
+// What the query at `position` reads: keys, and with mean correction row kv_len + j for block j.
+std::vector<Seen> seen_keys(const AttentionArgs& args,
+                            const PagedMask* mask,
+                            const BatchShape& shape,
+                            int64_t b,
+                            int64_t head,
+                            int64_t position) {
+  std::vector<Seen> seen;
+  for (int64_t s = args.window > 0 ? std::max<int64_t>(0, position + 1 - args.window) : 0;
+       s <= position; ++s)
+    if (lists(mask, shape, b, head, args.heads, position, s)) seen.push_back({s});
+  if (!is_masked(mask, shape, b) || !mask->mean_correction) return seen;
+  const int64_t size = mask->blocks.block_size, first_row = position / kQueryBlock * kQueryBlock;
+  for (int64_t j = 0; (j + 1) * size <= first_row; ++j) {
+    const bool inside = args.window == 0 || j * size > first_row + kQueryBlock - 1 - args.window;
+    if (inside && !lists(mask, shape, b, head, args.heads, position, j * size))
+      seen.push_back({shape.kv_lens[b] + j, std::log(double(size))});
+  }
+  return seen;
+}
+
 }  // namespace
 
 void paged_attention_ref(const AttentionArgs& args,
@@ -124,13 +160,14 @@ void paged_attention_ref(const AttentionArgs& args,
           values.push_back(cached(kv, kv_len, b, g, s, i, true));
         }
       }
+      const int64_t size = is_masked(mask, shape, b) ? mask->blocks.block_size : kv_len + 1;
+      for (int64_t j = 0; (j + 1) * size <= kv_len; ++j) {
+        append_mean(keys, j * size, size, d);
+        append_mean(values, j * size, size, d);
+      }
       for (int64_t row = 0; row < tokens * group; ++row) {
         const int64_t t = row / group, head = g * group + row % group;
-        const int64_t past = kv_len - tokens + t + 1;
-        const int64_t first = args.window > 0 ? std::max<int64_t>(0, past - args.window) : 0;
-        std::vector<int64_t> seen;
-        for (int64_t s = first; s < past; ++s)
-          if (lists(mask, shape, b, head, args.heads, past - 1, s)) seen.push_back(s);
+        const std::vector<Seen> seen = seen_keys(args, mask, shape, b, head, kv_len - tokens + t);
         const int64_t token = shape.cu_seqlens[b] + t;
         const double lse = attend_row(args.q + token * args.ldq + head * d, keys, values, seen, d,
                                       double(args.scale), args.out + token * args.ldo + head * d);

@@ -38,6 +38,13 @@ struct Tile {
   int64_t first_block, end_block;
   const uint32_t* listed;  // row of a mask, of which a bit is pages_a_bit blocks; null: every block
   int64_t pages_a_bit;
+  // With mean correction, else null: pages of the page's type whose token j is the mean of mask
+  // block j; those of [mean_begin, mean_end) that are not listed count, with this much more of a
+  // score.
+  const std::byte* means;
+  int64_t mean_page_bytes;
+  int64_t mean_begin, mean_end;
+  float mean_offset;
   KvType type;
   const int32_t* side;    // kNVFP4: the kSideBlocks pages in bf16
   int64_t partial_block;  // kNVFP4: the block that is not full, or -1
@@ -86,11 +93,21 @@ struct AppendUnit {
   int64_t max_blocks;
 };
 
+// Means of the keys and values of mask blocks [first, end) of the pages of a tile, as tokens of one
+// page; zeros from block `blocks` on.
+struct MeansUnit {
+  int64_t first, end, blocks;
+  int64_t pages_a_block;
+  std::byte* page;
+};
+
 struct KernelTable {
   std::string_view isa;
   void (*attend_bf16)(const Tile& tile, const TileScratch& scratch);
   void (*attend_f32)(const Tile& tile, const TileScratch& scratch);
   void (*append)(const AppendUnit& unit);
+  void (*means_bf16)(const Tile& tile, const MeansUnit& unit, const TileScratch& scratch);
+  void (*means_f32)(const Tile& tile, const MeansUnit& unit, const TileScratch& scratch);
   VarlenTable varlen;
   ScoreTable scores;
 };

@@ -95,13 +95,15 @@ struct Wanted {
   bool shared;  // one mask a KV group
   int64_t block_size;
   double density;
+  bool means = false;  // over pages: with mean correction
 };
-const Wanted kWanted[] = {{false, 128, 1.0}, {false, 128, 0.2},  {false, 128, 0.1},
-                          {false, 64, 0.1},  {false, 128, 0.05}, {true, 128, 0.1},
-                          {true, 64, 0.1}};
+const Wanted kWanted[] = {{false, 128, 1.0}, {false, 128, 0.2},       {false, 128, 0.1},
+                          {false, 64, 0.1},  {false, 128, 0.05},      {true, 128, 0.1},
+                          {true, 64, 0.1},   {false, 128, 0.1, true}, {false, 64, 0.1, true}};
 
 std::string name_of(const Wanted& w) {
-  return concat(w.shared ? "mask a KV group" : "mask a head", ", blocks of ", w.block_size);
+  return concat(w.shared ? "mask a KV group" : "mask a head", ", blocks of ", w.block_size,
+                w.means ? ", means of the others" : "");
 }
 
 // --- over pages ---
@@ -135,18 +137,23 @@ void paged(const Size& size, attention::KvType type, ThreadPool& pool, int repea
   args.ldo = size.heads * size.dim;
   args.heads = size.heads;
   args.scale = 1.0f / std::sqrt(float(size.dim));
-  AlignedBuffer workspace(size_t(attention::workspace_bytes(shape, size.heads, kv, pool.size())));
+  std::vector<Mask> masks;
+  std::vector<attention::PagedMask> views;
+  for (const Wanted& w : kWanted)
+    masks.emplace_back(size.tokens, w.shared ? size.kv_heads : size.heads, w.block_size, w.density);
+  int64_t bytes = 0;
+  for (size_t i = 0; i < masks.size(); ++i) {
+    views.push_back({masks[i].view, nullptr, kWanted[i].means});
+    bytes =
+        std::max(bytes, attention::workspace_bytes(shape, size.heads, kv, pool.size(), &views[i]));
+  }
+  AlignedBuffer workspace{size_t(bytes)};
   pool.run([&](Team& team) { attention::rope_append(team, append, shape, kv); });
   const auto attend = [&](const attention::PagedMask* mask) {
     pool.run([&](Team& team) {
       attention::paged_attention(team, args, shape, kv, workspace.data(), mask);
     });
   };
-  std::vector<Mask> masks;
-  std::vector<attention::PagedMask> views;
-  for (const Wanted& w : kWanted)
-    masks.emplace_back(size.tokens, w.shared ? size.kv_heads : size.heads, w.block_size, w.density);
-  for (const Mask& mask : masks) views.push_back({mask.view, nullptr});
   attend(nullptr);
   const std::vector<float> dense = out;
   attend(&views[0]);
@@ -233,6 +240,7 @@ void packed(const Size& size, ThreadPool& pool, int repeats) {
   std::vector<Row> rows{
       {"dense", 1.0, 1e30, [&] { run_forward(pool, attention::VarlenForward(p.forward)); }}};
   for (size_t i = 0; i < masks.size(); ++i) {
+    if (kWanted[i].means) continue;
     rows.push_back({name_of(kWanted[i]), masks[i].found, 1e30, [&, i] {
                       run_forward(pool, block_sparse::Forward({p.forward, masks[i].view}));
                     }});

@@ -30,6 +30,16 @@ inline void finish_rows(const Tile& tile, const RowState* states, const float* o
   }
 }
 
+// The blocks of a mask that were skipped, each as one key: means-inl.h.
+template <class Word>
+void attend_means(const Tile& tile, const TileScratch& scratch, RowState* states);
+
+template <class Word>
+inline const std::byte* open_page(const Tile& tile, int64_t block, std::byte* scratch) {
+  if (tile.type == KvType::kNVFP4) return open_nvfp4(tile, block, scratch);
+  return tile.pool + int64_t(tile.pages[block]) * tile.page_bytes;
+}
+
 template <class Word>
 void attend(const Tile& tile, const TileScratch& scratch) {
   constexpr int kPack = PageType<Word>::kPack;
@@ -50,8 +60,7 @@ void attend(const Tile& tile, const TileScratch& scratch) {
     const int64_t block = following;
     following = listed_block(tile, block + 1);
     const bool packed = tile.type == KvType::kNVFP4;
-    const std::byte* page = packed ? open_nvfp4(tile, block, scratch.page)
-                                   : tile.pool + int64_t(tile.pages[block]) * tile.page_bytes;
+    const std::byte* page = open_page<Word>(tile, block, scratch.page);
     const auto* keys = reinterpret_cast<const Word*>(page);
     const auto* values =
         reinterpret_cast<const Word*>(page + value_offset(PageType<Word>::kType, d));
@@ -77,6 +86,7 @@ void attend(const Tile& tile, const TileScratch& scratch) {
     }
     product<Word>(rows, p, p_words, values, dp, p_words, scratch.o, dp, true, next_values);
   }
+  if (tile.means != nullptr) attend_means<Word>(tile, scratch, states);
   finish_rows<Word>(tile, states, scratch.o, dp);
 }
 

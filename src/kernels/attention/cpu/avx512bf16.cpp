@@ -21,6 +21,8 @@ namespace {
 //
 #include "kernels/attention/cpu/attend-inl.h"
 //
+#include "kernels/attention/cpu/means-inl.h"
+//
 #include "kernels/attention/cpu/varlen-inl.h"
 //
 #include "kernels/attention/cpu/varlen_backward-inl.h"
@@ -32,6 +34,8 @@ constexpr KernelTable kTable = {
     attend<uint32_t>,
     attend<float>,
     append,
+    block_means<uint32_t>,
+    block_means<float>,
     {varlen_forward<uint32_t>, varlen_forward<float>, varlen_delta, varlen_backward, varlen_reduce},
     kScores};
 

@@ -16,11 +16,15 @@ template <>
 struct PageType<uint32_t> {  // two bf16
   static constexpr int kPack = 2;
   static constexpr KvType kType = KvType::kBF16;
+  static constexpr uint32_t kOnes[] = {0x00003f80u, 0x3f800000u};  // 1 in one half, 0 in the other
+  static constexpr uint32_t kAllOnes = 0x3f803f80u;
 };
 template <>
 struct PageType<float> {
   static constexpr int kPack = 1;
   static constexpr KvType kType = KvType::kF32;
+  static constexpr float kOnes[] = {1.0f};
+  static constexpr float kAllOnes = 1.0f;
 };
 
 // kRows x (kVectors * kWidth) of C. a: [rows, lda] words, or transposed, [k, lda]; b: [k, ldb]
