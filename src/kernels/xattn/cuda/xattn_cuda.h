@@ -14,10 +14,9 @@ namespace longspur::kernels::xattn::cuda {
 
 enum class Type { kBF16, kF16, kF32 };
 
-// How products of scores are made: as the operands are, or in e4m3 (terms against exact keys; keys
-// less their mean, one scale a row).
-enum class Precision { kOperands, kFp8 };
-
+// Terms against exact keys or strided ones run on the tensor cores for D 64 and 128, bf16 and fp16,
+// rows at multiples of 16 bytes; everything else takes slower kernels with the same results. Means
+// are rounded to the operands' type on the tensor cores.
 struct ScoreArgs {
   const int32_t* cu_seqlens_q = nullptr;  // [B + 1]
   const int32_t* cu_seqlens_k = nullptr;
@@ -26,7 +25,6 @@ struct ScoreArgs {
   bool causal = true;
   float scale = 1.0f;
   Type type = Type::kBF16;
-  Precision precision = Precision::kOperands;
   const void* q = nullptr;  // [Tq, H, D], elements of a head contiguous
   int64_t q_token_stride = 0, q_head_stride = 0;
   const void* k = nullptr;  // [Tk, G, D]
