@@ -16,7 +16,7 @@ struct KeyBlocks {
   const std::byte* base = nullptr;  // block j at base + bytes * (pages ? pages[j] : j)
   int64_t bytes = 0;
   const int32_t* pages = nullptr;
-  const Tile* nvfp4 = nullptr;  // its pages instead, each opened into `opened`
+  const Tile* nvfp4 = nullptr;  // its pages instead, each opened into `opened`, a bf16 page
   std::byte* opened = nullptr;
 };
 
@@ -52,6 +52,8 @@ struct ScoreTable {
   // From one row of a tile to shares that add up to 1 over segments [0, n); both arrays are as long
   // as a multiple of 16 and may be changed behind n. All sums 0: NaN.
   RowMass (*shares)(float* top, float* sum, int64_t n, float* share);
+  // Block j, valid until `opened` is used again.
+  const std::byte* (*open)(const KeyBlocks& keys, int64_t j);
   // `count` rows of one head as fp32, rows at stride padded_dim(d).
   void (*load)(const ConstRows& rows,
                DType type,

@@ -1,6 +1,8 @@
 // Scores and selection for query rows whose keys lie in the paged cache, CPU. Query blocks stand at
 // absolute positions: block I holds positions 128 I .., of which a call has some rows, so that a
-// prompt cut into chunks at multiples of 128 selects what it would in one piece.
+// prompt cut into chunks at multiples of 128 selects what it would in one piece. Groups of queries
+// stand at multiples of their size too: with pooled:256 to 1024 that holds for chunks at multiples
+// of the group.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +15,9 @@
 namespace longspur::kernels::xattn {
 
 // Means of the keys of full pages, kept beside the cache by page id, so that a later chunk does not
-// read earlier keys again for the terms that need only these.
+// read earlier keys again for the terms that need only these. Read for pages that were full before
+// the call: each must have been made full by rows of a call of paged_select, or filled by the
+// caller. Null: all means are taken anew.
 struct KeyMeans {
   float* means = nullptr;  // [pool pages, D]
 };
@@ -31,6 +35,9 @@ struct PagedSelectArgs {
   // first row's position. 16-byte aligned; all written.
   uint32_t* words = nullptr;
   int64_t query_blocks = 0, row_words = 0;
+  // Rows that keep a smaller share of the scores than this are selected again, by kShare with it as
+  // threshold.
+  float least_share = 0.0f;
   RowStats* stats = nullptr;  // [B, mask_heads, query_blocks] or null
   KeyMeans key_means;         // written for pages that this call's rows make full; read
 };

@@ -379,6 +379,37 @@ class ItemRun {
 
 }  // namespace
 
+KeyLayout::KeyLayout(const ScoreSetup& setup, int64_t m, bool pack_exact) {
+  const auto& terms = setup.estimator.terms;
+  const auto block_bytes = [](int64_t words) {
+    return words * kBlockKeys * int64_t(sizeof(float));
+  };
+  exact_bytes = block_bytes(setup.words());
+  mean_bytes = block_bytes(setup.head_dim);
+  for (const EstimatorTerm& term : terms) {
+    has_exact = has_exact || (pack_exact && uses_exact_keys(term.term));
+    has_means = has_means || uses_means(term.term);
+  }
+  if (has_exact) bytes += exact_bytes * ceil_div(m, kBlockKeys);
+  means = bytes;
+  if (has_means) bytes += mean_bytes * ceil_div(ceil_div(m, setup.block_size), kBlockKeys);
+  for (size_t t = 0; t < terms.size(); ++t) {
+    if (!is_strided(terms[t].term)) continue;
+    size_t same = 0;
+    while (!is_strided(terms[same].term) || terms[same].size != terms[t].size) ++same;
+    owner[t] = same == t;
+    strided[t] = owner[t] ? bytes : strided[same];
+    if (owner[t])
+      bytes += exact_bytes * terms[t].size * ceil_div(ceil_div(m, terms[t].size), kBlockKeys);
+  }
+}
+
+void KeyLayout::place(const ScoreSetup& setup, const std::byte* base, ScoreItem& item) const {
+  item.means = {base + means, mean_bytes};
+  for (size_t t = 0; t < setup.estimator.terms.size(); ++t)
+    item.strided[t] = {base + strided[t], exact_bytes * setup.estimator.terms[t].size};
+}
+
 int64_t score_scratch_bytes(const ScoreSetup& setup, int64_t longest_k) {
   return carve(setup, longest_k, nullptr).bytes;
 }

@@ -46,6 +46,23 @@ inline bool is_strided(Term term) { return term == Term::kAntidiagonal || term =
 inline bool uses_means(Term term) { return term == Term::kMean || term == Term::kBlockMean; }
 inline bool uses_exact_keys(Term term) { return !is_strided(term) && !uses_means(term); }
 
+// Where the blocks of one KV head of a sequence with m keys lie, in bytes; a kind that no term uses
+// takes none. Exact keys: only with pack_exact.
+struct KeyLayout {
+  KeyLayout(const ScoreSetup& setup, int64_t m, bool pack_exact);
+  // Whether term t is strided and the first of its stride: terms of one stride share their keys.
+  bool owns_keys(size_t t) const { return owner[t]; }
+  // Strided keys and means of an item from their place on.
+  void place(const ScoreSetup& setup, const std::byte* base, ScoreItem& item) const;
+
+  bool has_exact = false, has_means = false;
+  int64_t exact_bytes = 0, mean_bytes = 0;  // of a block
+  int64_t means = 0;
+  std::array<int64_t, kMaxTerms> strided{};
+  std::array<bool, kMaxTerms> owner{};
+  int64_t bytes = 0;
+};
+
 // Scratch of one thread, 64-byte aligned.
 int64_t score_scratch_bytes(const ScoreSetup& setup, int64_t longest_k);
 void score_item(const ScoreSetup& setup,

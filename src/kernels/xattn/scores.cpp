@@ -25,39 +25,6 @@ ScoreSetup setup_of(const ScoreArgs& args) {
           args.shape.causal, args.shape.head_dim, args.shape.dtype == DType::kBF16};
 }
 
-// Where the blocks of one KV head of a sequence with m keys lie, in bytes; a kind that no term uses
-// takes none.
-struct KeyLayout {
-  KeyLayout(const ScoreSetup& setup, int64_t m) {
-    const auto& terms = setup.estimator.terms;
-    const auto block_bytes = [](int64_t words) {
-      return words * kBlockKeys * int64_t(sizeof(float));
-    };
-    exact_bytes = block_bytes(setup.words());
-    mean_bytes = block_bytes(setup.head_dim);
-    for (const EstimatorTerm& term : terms) {
-      has_exact |= uses_exact_keys(term.term);
-      has_means |= uses_means(term.term);
-    }
-    if (has_exact) bytes += exact_bytes * ceil_div(m, kBlockKeys);
-    means = bytes;
-    if (has_means) bytes += mean_bytes * ceil_div(ceil_div(m, setup.block_size), kBlockKeys);
-    for (size_t t = 0; t < terms.size(); ++t) {
-      if (!is_strided(terms[t].term)) continue;
-      size_t same = 0;  // terms of one stride share their keys
-      while (!is_strided(terms[same].term) || terms[same].size != terms[t].size) ++same;
-      strided[t] = same < t ? strided[same] : bytes;
-      if (same == t)
-        bytes += exact_bytes * terms[t].size * ceil_div(ceil_div(m, terms[t].size), kBlockKeys);
-    }
-  }
-  bool has_exact = false, has_means = false;
-  int64_t exact_bytes = 0, mean_bytes = 0;  // of a block
-  int64_t means = 0;
-  std::array<int64_t, kMaxTerms> strided{};
-  int64_t bytes = 0;
-};
-
 // The keys of one sequence and KV head on their way into blocks.
 class KeyPacker {
  public:
@@ -140,7 +107,7 @@ BlockScores::BlockScores(const ScoreArgs& args) : args_(args), pack_items_{0}, k
     const int64_t m = length(shape.cu_seqlens_k, b);
     longest_k_ = std::max(longest_k_, m);
     pack_items_.push_back(pack_items_.back() + ceil_div(m, kPackedKeys) * shape.kv_heads);
-    key_offsets_.push_back(key_offsets_.back() + KeyLayout(setup, m).bytes * shape.kv_heads);
+    key_offsets_.push_back(key_offsets_.back() + KeyLayout(setup, m, true).bytes * shape.kv_heads);
   }
 }
 
@@ -169,7 +136,7 @@ void BlockScores::pack(int64_t item, std::byte* scratch, std::byte* workspace) c
   const int64_t first = local / args_.shape.kv_heads * kPackedKeys;
   const int64_t m = length(args_.shape.cu_seqlens_k, b), end = std::min(m, first + kPackedKeys);
   const ScoreSetup setup = setup_of(args_);
-  const KeyLayout layout(setup, m);
+  const KeyLayout layout(setup, m, true);
   std::byte* base = workspace + key_offsets_[size_t(b)] + kv_head * layout.bytes;
   const KeyPacker packer(args_, b, kv_head, scratch);
   const auto pack_all = [&](int64_t size, std::byte* to) {
@@ -178,11 +145,7 @@ void BlockScores::pack(int64_t item, std::byte* scratch, std::byte* workspace) c
   };
   if (layout.has_exact) pack_all(1, base);
   for (size_t t = 0; t < setup.estimator.terms.size(); ++t) {
-    const EstimatorTerm& term = setup.estimator.terms[t];
-    const auto* packed =
-        std::find(layout.strided.begin(), layout.strided.begin() + t, layout.strided[t]);
-    if (is_strided(term.term) && packed == layout.strided.begin() + t)
-      pack_all(term.size, base + layout.strided[t]);
+    if (layout.owns_keys(t)) pack_all(setup.estimator.terms[t].size, base + layout.strided[t]);
   }
   for (int64_t j = first / setup.block_size; layout.has_means && j * setup.block_size < end; ++j) {
     packer.mean(j,
@@ -205,7 +168,7 @@ void BlockScores::score(int64_t item, std::byte* scratch, std::byte* workspace) 
   const int64_t n = length(shape.cu_seqlens_q, b), m = length(shape.cu_seqlens_k, b);
   if (i * kQueryBlock >= n) return;
   const ScoreSetup setup = setup_of(args_);
-  const KeyLayout layout(setup, m);
+  const KeyLayout layout(setup, m, true);
   const std::byte* base = workspace + key_offsets_[size_t(b)] + kv_head * layout.bytes;
   ScoreItem work;
   work.q = args_.q;
@@ -218,11 +181,7 @@ void BlockScores::score(int64_t item, std::byte* scratch, std::byte* workspace) 
   work.first_head = kv_head * group;
   work.heads = group;
   work.exact = {base, layout.exact_bytes};
-  work.means = {base + layout.means, layout.mean_bytes};
-  for (size_t t = 0; t < setup.estimator.terms.size(); ++t) {
-    work.strided[t] = {base + layout.strided[t],
-                       layout.exact_bytes * setup.estimator.terms[t].size};
-  }
+  layout.place(setup, base, work);
   work.out = out;
   work.out_stride = rows == 1 ? 0 : head_size;
   work.factor = 1.0f / float(group / rows);

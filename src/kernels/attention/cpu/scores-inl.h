@@ -1,12 +1,14 @@
 // Bodies of score_tile.h; compiled once an instruction set, after varlen-inl.h and
 // nvfp4_page-inl.h.
 
+inline const std::byte* open_block(const KeyBlocks& keys, int64_t block) {
+  if (keys.nvfp4 != nullptr) return open_nvfp4(*keys.nvfp4, block, keys.opened);
+  const int64_t at = keys.pages == nullptr ? block : keys.pages[block];
+  return keys.base + at * keys.bytes;
+}
 template <class Word>
 inline const Word* open_keys(const KeyBlocks& keys, int64_t block) {
-  if (keys.nvfp4 != nullptr)
-    return reinterpret_cast<const Word*>(open_nvfp4(*keys.nvfp4, block, keys.opened));
-  const int64_t at = keys.pages == nullptr ? block : keys.pages[block];
-  return reinterpret_cast<const Word*>(keys.base + at * keys.bytes);
+  return reinterpret_cast<const Word*>(open_block(keys, block));
 }
 
 // Squared norms of the columns of a block.
@@ -132,4 +134,4 @@ void load_score_rows(const ConstRows& rows,
 }
 
 constexpr ScoreTable kScores = {score_blocks<uint32_t>, score_blocks<float>, score_shares,
-                                load_score_rows};
+                                open_block, load_score_rows};
