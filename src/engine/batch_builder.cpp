@@ -3,12 +3,14 @@
 #include <algorithm>
 
 #include "base/shape.h"
+#include "engine/sequence.h"
 
 namespace longspur::engine {
 
 void BatchBuilder::clear() {
-  for (auto* array : {&tokens_, &cu_seqlens_, &kv_lens_, &rope_lens_, &output_rows_})
+  for (auto* array : {&tokens_, &cu_seqlens_, &kv_lens_, &prompt_lens_, &rope_lens_, &output_rows_})
     array->clear();
+  thresholds_.clear();
   cu_seqlens_.push_back(0);
   tables_.clear();
   finished_.clear();
@@ -16,7 +18,7 @@ void BatchBuilder::clear() {
 
 void BatchBuilder::add(std::span<const int32_t> tokens,
                        int64_t end,
-                       int64_t rope_length,
+                       int64_t prompt_length,
                        const cache::BlockTable& table,
                        int64_t outputs,
                        Sequence* owner) {
@@ -24,7 +26,10 @@ void BatchBuilder::add(std::span<const int32_t> tokens,
   const auto past = int32_t(tokens_.size());
   cu_seqlens_.push_back(past);
   kv_lens_.push_back(int32_t(end));
-  rope_lens_.push_back(int32_t(rope_length));
+  prompt_lens_.push_back(int32_t(prompt_length));
+  rope_lens_.push_back(int32_t(std::max(end, prompt_length)));
+  const auto threshold = owner != nullptr ? owner->request.attention_threshold : std::nullopt;
+  thresholds_.push_back(threshold ? float(*threshold) : runtime::ForwardBatch::kPlanThreshold);
   tables_.push_back(&table);
   for (int32_t row = past - int32_t(outputs); row < past; ++row) output_rows_.push_back(row);
   if (outputs == 1 && owner != nullptr) finished_.push_back(owner);
@@ -54,7 +59,8 @@ void BatchBuilder::build(int64_t layers, int64_t kv_heads) {
       }
     }
   }
-  view_ = {tokens_, cu_seqlens_, kv_lens_, rope_lens_, block_table_, max_blocks, output_rows_};
+  view_ = {tokens_,    cu_seqlens_,  kv_lens_,     rope_lens_, block_table_,
+           max_blocks, output_rows_, prompt_lens_, thresholds_};
 }
 
 }  // namespace longspur::engine

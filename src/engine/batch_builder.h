@@ -15,11 +15,11 @@ struct Sequence;
 class BatchBuilder {
  public:
   void clear();
-  // Tokens that end at position `end` of a sequence, of which the last `outputs` are outputs;
-  // `owner` is remembered when there is one.
+  // Tokens that end at position `end` of a sequence with a prompt of `prompt_length`, of which the
+  // last `outputs` are outputs; `owner` is remembered when there is one.
   void add(std::span<const int32_t> tokens,
            int64_t end,
-           int64_t rope_length,
+           int64_t prompt_length,
            const cache::BlockTable& table,
            int64_t outputs,
            Sequence* owner = nullptr);
@@ -29,7 +29,9 @@ class BatchBuilder {
   const std::vector<Sequence*>& finished() const { return finished_; }  // owner of each output row
 
  private:
-  std::vector<int32_t> tokens_, cu_seqlens_, kv_lens_, rope_lens_, output_rows_, block_table_;
+  std::vector<int32_t> tokens_, cu_seqlens_, kv_lens_, prompt_lens_, rope_lens_, output_rows_,
+      block_table_;
+  std::vector<float> thresholds_;
   std::vector<const cache::BlockTable*> tables_;
   std::vector<Sequence*> finished_;
   runtime::ForwardBatch view_;

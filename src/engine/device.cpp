@@ -25,9 +25,22 @@ int64_t available_memory() {
 
 bool is_fp32(const EngineOptions& options) { return options.compute == Compute::kFp32; }
 
-runtime::CpuExecutorOptions cpu_options(const EngineOptions& options) {
-  return {is_fp32(options), options.prefill_chunk, options.max_sequences,
-          activation_rule(options.activations), options.kv_type == KvStorage::kNVFP4};
+// Rows of the largest step (sched::Limits).
+int64_t most_rows(const EngineOptions& options) {
+  const int64_t align = prefill_align(options.attention);
+  return options.prefill_chunk + (align > 1 ? align : 0);
+}
+
+runtime::CpuExecutorOptions cpu_options(const EngineOptions& options,
+                                        const runtime::AttentionPlan& attention,
+                                        int64_t max_context) {
+  return {is_fp32(options),
+          most_rows(options),
+          options.max_sequences,
+          activation_rule(options.activations),
+          options.kv_type == KvStorage::kNVFP4,
+          max_context,
+          attention};
 }
 
 bool has_nvfp4(const models::DecoderTensors& tensors) {
@@ -37,16 +50,23 @@ bool has_nvfp4(const models::DecoderTensors& tensors) {
   return false;
 }
 
-runtime::DeviceExecutorOptions cuda_options(const EngineOptions& options, int64_t max_context) {
-  return {parse_device(options.device).index, is_fp32(options), options.prefill_chunk,
-          options.max_sequences, max_context};
+runtime::DeviceExecutorOptions cuda_options(const EngineOptions& options,
+                                            const runtime::AttentionPlan& attention,
+                                            int64_t max_context) {
+  return {parse_device(options.device).index,
+          is_fp32(options),
+          most_rows(options),
+          options.max_sequences,
+          max_context,
+          attention};
 }
 
 DeviceMemoryNeeds cuda_needs(const EngineOptions& options,
+                             const runtime::AttentionPlan& attention,
                              const io::ModelConfig& config,
                              const models::DecoderTensors& tensors,
                              int64_t max_context) {
-  const runtime::DeviceExecutorOptions executor = cuda_options(options, max_context);
+  const runtime::DeviceExecutorOptions executor = cuda_options(options, attention, max_context);
   const runtime::DeviceMemory memory = runtime::load_cuda_plugin().memory(executor.device);
   DeviceMemoryNeeds needs;
   needs.weights_bytes = runtime::cuda_weights_bytes(tensors, executor.fp32);
@@ -89,16 +109,19 @@ std::optional<kernels::nvfp4::Rule> activation_rule(const std::string& activatio
 }
 
 DeviceMemoryNeeds device_memory_needs(const EngineOptions& options,
+                                      const runtime::AttentionPlan& attention,
                                       const io::ModelConfig& config,
                                       const models::DecoderTensors& tensors,
                                       int64_t max_context) {
-  if (parse_device(options.device).cuda) return cuda_needs(options, config, tensors, max_context);
+  if (parse_device(options.device).cuda)
+    return cuda_needs(options, attention, config, tensors, max_context);
   require(options.activations == "default" || has_nvfp4(tensors), "activations ",
           options.activations, ": found no NVFP4 matrix in the model, expected at least one");
+  const runtime::CpuExecutorOptions executor = cpu_options(options, attention, max_context);
   DeviceMemoryNeeds needs;
   needs.weights_bytes = runtime::cpu_weights_bytes(tensors, is_fp32(options));
-  needs.workspace_bytes = runtime::cpu_workspace_bytes(config, cpu_options(options));
-  const runtime::CpuCacheNeeds cache = runtime::cpu_cache_needs(config, cpu_options(options));
+  needs.workspace_bytes = runtime::cpu_workspace_bytes(config, executor);
+  const runtime::CpuCacheNeeds cache = runtime::cpu_cache_needs(config, executor);
   needs.page_bytes = cache.page_bytes;
   needs.side_blocks = cache.side_blocks;
   needs.cache_share = int64_t(kHostCacheShare * double(available_memory()));
@@ -106,16 +129,18 @@ DeviceMemoryNeeds device_memory_needs(const EngineOptions& options,
 }
 
 std::unique_ptr<runtime::Executor> make_executor(const EngineOptions& options,
+                                                 const runtime::AttentionPlan& attention,
                                                  const io::ModelConfig& config,
                                                  const models::DecoderTensors& tensors,
                                                  int64_t max_context,
                                                  ThreadPool& pool,
                                                  const std::function<void(int64_t)>& progress) {
   if (parse_device(options.device).cuda) {
-    return runtime::load_cuda_plugin().make(config, tensors, cuda_options(options, max_context),
-                                            progress);
+    return runtime::load_cuda_plugin().make(
+        config, tensors, cuda_options(options, attention, max_context), progress);
   }
-  return runtime::make_cpu_executor(config, tensors, cpu_options(options), pool, progress);
+  return runtime::make_cpu_executor(config, tensors, cpu_options(options, attention, max_context),
+                                    pool, progress);
 }
 
 }  // namespace longspur::engine

@@ -40,12 +40,14 @@ struct DeviceMemoryNeeds {
 
 // Throws UnsupportedError when the device is not there, Error when it cannot hold the weights.
 DeviceMemoryNeeds device_memory_needs(const EngineOptions& options,
+                                      const runtime::AttentionPlan& attention,
                                       const io::ModelConfig& config,
                                       const models::DecoderTensors& tensors,
                                       int64_t max_context);
 
 // `progress` gets the bytes of stored weights that are done.
 std::unique_ptr<runtime::Executor> make_executor(const EngineOptions& options,
+                                                 const runtime::AttentionPlan& attention,
                                                  const io::ModelConfig& config,
                                                  const models::DecoderTensors& tensors,
                                                  int64_t max_context,

@@ -33,7 +33,8 @@ class EngineImpl final : public Engine {
         pool_(options.threads > 0 ? options.threads : available_threads()),
         plan_(plan_memory(options, model_.config, model_.tensors)),
         blocks_(plan_.pages, model_.config.layers * model_.config.kv_heads, plan_.side_blocks),
-        scheduler_({options.prefill_chunk, options.max_sequences}),
+        align_(prefill_align(options.attention)),
+        scheduler_({options.prefill_chunk, options.max_sequences, align_}),
         samplers_(size_t(pool_.size())) {
     if (!model_.chat_template.empty()) {
       try {
@@ -43,8 +44,8 @@ class EngineImpl final : public Engine {
       }
     }
     const int64_t total = model_.file->file_bytes();
-    executor_ = make_executor(options, model_.config, model_.tensors, plan_.max_context, pool_,
-                              [&](int64_t done) {
+    executor_ = make_executor(options, plan_.attention, model_.config, model_.tensors,
+                              plan_.max_context, pool_, [&](int64_t done) {
                                 if (progress) progress(std::min(done, total), total);
                               });
     executor_->allocate_pages(plan_.pages);
@@ -71,6 +72,11 @@ class EngineImpl final : public Engine {
   void submit(Request request) override {
     validate_prompt(request.prompt);
     validate(request.sampling, model_.config.vocab);
+    if (request.attention_threshold) {
+      validate_threshold("attention_threshold", *request.attention_threshold);
+      require(plan_.attention.xattention.has_value(), "attention_threshold: found attention ",
+              options_.attention.kind, ", expected xattention");
+    }
     require(!request.id.empty() && !sequences_.contains(request.id), "request '", request.id,
             "': an id must be unique and not empty");
     const std::string id = request.id;
@@ -110,8 +116,9 @@ class EngineImpl final : public Engine {
     const int64_t total = int64_t(tokens.size());
     require(table.grow(total), "logits: ", total, " tokens do not fit in the ",
             blocks_.free_blocks() * cache::kBlockTokens, " free tokens of the cache");
-    for (int64_t begin = 0; begin < total; begin += options_.prefill_chunk) {
-      const int64_t end = std::min(total, begin + options_.prefill_chunk);
+    const int64_t chunk = std::max(align_, options_.prefill_chunk / align_ * align_);
+    for (int64_t begin = 0; begin < total; begin += chunk) {
+      const int64_t end = std::min(total, begin + chunk);
       const int64_t wanted = std::max(begin, first), rows = std::max<int64_t>(0, end - wanted);
       builder_.clear();
       builder_.add(tokens.subspan(size_t(begin), size_t(end - begin)), end, total, table, rows);
@@ -124,12 +131,17 @@ class EngineImpl final : public Engine {
     }
   }
 
-  EngineStats stats() const override { return stats_; }
+  EngineStats stats() const override {
+    EngineStats stats = stats_;
+    stats.attention = executor_->attention_stats();
+    return stats;
+  }
   void reset_stats() override {
     EngineStats fresh;
     fresh.load_s = stats_.load_s;
     fresh.memory = stats_.memory;
     stats_ = fresh;
+    executor_->reset_attention_stats();
   }
   void set_load_seconds(double seconds) { stats_.load_s = seconds; }
 
@@ -174,11 +186,10 @@ class EngineImpl final : public Engine {
     for (const sched::Work& work : works) {
       auto& sequence = static_cast<Sequence&>(*work.sequence);
       const int64_t begin = work.sequence->computed, end = begin + work.tokens;
-      const int64_t rope_length = std::max(end, sequence.prompt_tokens());
       const int64_t outputs = end == work.sequence->total ? 1 : 0;
       builder_.add(
           std::span<const int32_t>(sequence.tokens).subspan(size_t(begin), size_t(work.tokens)),
-          end, rope_length, work.sequence->blocks, outputs, &sequence);
+          end, sequence.prompt_tokens(), work.sequence->blocks, outputs, &sequence);
     }
     builder_.build(model_.config.layers, model_.config.kv_heads);
     return builder_;
@@ -263,6 +274,7 @@ class EngineImpl final : public Engine {
   ThreadPool pool_;
   EnginePlan plan_;
   cache::BlockManager blocks_;
+  int64_t align_;  // of pieces of prompts
   sched::Scheduler scheduler_;
   std::unique_ptr<runtime::Executor> executor_;
   std::unique_ptr<io::ChatTemplate> template_;

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/attention_options.h"
 #include "io/chat/chat_template.h"
 #include "io/files/model_config.h"
 #include "io/tokenizer/tokenizer.h"
@@ -28,7 +29,7 @@ struct EngineOptions {
   // being static_6, static_4, four_over_six (the default), sweep or full_sweep.
   std::string activations = "default";
   KvStorage kv_type = KvStorage::kBF16;
-  std::string attention = "dense";
+  AttentionOptions attention;
   int64_t max_context = 0;      // 0: the model's
   int64_t max_sequences = 16;   // in flight at once
   int64_t kv_bytes = 0;         // cache budget; 0: enough for max_sequences contexts, at most a
@@ -47,11 +48,14 @@ struct MemoryPlan {
 // Opens the model's headers and plans `options` on this machine; throws Error when it cannot fit.
 MemoryPlan plan_memory(const EngineOptions& options);
 
+using AttentionStats = runtime::AttentionStats;
+
 struct EngineStats {
   double load_s = 0;
   int64_t prefill_tokens = 0, decode_tokens = 0;
   double prefill_s = 0, decode_s = 0;
   MemoryPlan memory;
+  AttentionStats attention;
 };
 
 // Paths behind a model argument. Known names are looked up in $LONGSPUR_MODELS, the user's cache

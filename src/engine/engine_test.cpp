@@ -14,6 +14,7 @@
 #include "base/error.h"
 #include "base/rng.h"
 #include "io/files/safetensors_writer.h"
+#include "io/files/xattention_thresholds.h"
 
 namespace longspur::engine {
 namespace {
@@ -358,12 +359,216 @@ TEST_F(EngineTest, EveryTokenIsCountedOnce) {
   EXPECT_EQ(engine->stats().decode_tokens, 4);
 }
 
+// Sparse from the first query block on: four blocks of keys at most, so that some are left out.
+EngineOptions sparse(EngineOptions o) {
+  o.attention.kind = "xattention";
+  o.attention.estimator = "sampled:16";
+  o.attention.threshold = 0.3;
+  o.attention.block_size = 64;
+  o.attention.min_length = 0;
+  return o;
+}
+
+// Logits [T, V] of a prompt.
+std::vector<float> all_logits(Engine& engine, int64_t tokens) {
+  std::vector<float> values;
+  engine.logits(request("x", tokens, 1).prompt, 0, [&](int64_t, int64_t rows, const float* row) {
+    values.insert(values.end(), row, row + rows * kVocab);
+  });
+  return values;
+}
+
+double largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  EXPECT_EQ(a.size(), b.size());
+  double largest = 0;
+  for (size_t i = 0; i < a.size(); ++i) largest = std::max(largest, double(std::abs(a[i] - b[i])));
+  return largest;
+}
+
+TEST_F(EngineTest, SparseAttentionToAllBlocksIsDense) {
+  for (const bool fp32 : {false, true}) {
+    EngineOptions dense = options();
+    dense.compute = fp32 ? Compute::kFp32 : Compute::kDefault;
+    EngineOptions forced = sparse(dense), one = sparse(dense);
+    forced.attention.sink_blocks = 8;  // every block
+    one.attention.threshold = 1.0;
+    const std::vector<float> expected = all_logits(*load(dense), 500);
+    const auto all = load(forced), ones = load(one);
+    const double bound = fp32 ? 1e-4 : 0.15;  // P is rounded to bf16 in other tiles
+    EXPECT_LE(largest_difference(all_logits(*all, 500), expected), bound);
+    EXPECT_EQ(largest_difference(all_logits(*ones, 500), expected), 0.0);
+    EXPECT_EQ(all->stats().attention.density(), 1.0);
+    EXPECT_GT(all->stats().attention.sparse_blocks(), 0);
+    EXPECT_EQ(ones->stats().attention.sparse_blocks(), 0);
+  }
+}
+
+TEST_F(EngineTest, SparseAttentionDoesNotDependOnChunksOrThreads) {
+  for (const KvStorage kv : {KvStorage::kBF16, KvStorage::kNVFP4}) {
+    std::vector<int32_t> expected;
+    for (const int64_t chunk : {512, 1, 200, 256}) {
+      for (const int threads : {1, 3}) {
+        EngineOptions o = sparse(options());
+        o.kv_type = kv;
+        o.prefill_chunk = chunk;
+        o.threads = threads;
+        const auto engine = load(o);
+        const std::vector<int32_t> tokens = run_alone(*engine, request("a", 460, 16)).tokens;
+        EXPECT_LT(engine->stats().attention.density(), 0.95);
+        if (expected.empty()) expected = tokens;
+        EXPECT_EQ(tokens, expected) << "chunk " << chunk << ", threads " << threads;
+      }
+    }
+  }
+}
+
+TEST_F(EngineTest, ASparseRequestDoesNotDependOnTheOthers) {
+  EngineOptions o = sparse(options());
+  o.prefill_chunk = 256;
+  const auto engine = load(o);
+  std::map<std::string, Result> alone;
+  const std::vector<int64_t> lengths = {1, 450, 130, 64, 300, 129};
+  const auto make = [](int64_t n) {
+    Request r = request(concat(n), n, 20);
+    if (n == 300) r.attention_threshold = 0.6;
+    if (n == 129) r.attention_threshold = 1.0;
+    return r;
+  };
+  for (const int64_t n : lengths) alone[concat(n)] = run_alone(*engine, make(n));
+  for (const int64_t n : lengths) engine->submit(make(n));
+  for (const auto& [id, result] : drain(*engine)) EXPECT_EQ(result.tokens, alone[id].tokens) << id;
+}
+
+TEST_F(EngineTest, PreemptionOfSparsePromptsIsInvisible) {
+  EngineOptions roomy = sparse(options()), tight = sparse(options());
+  tight.kv_bytes = kContext * kLayers * kKvHeads * kDim * 2 * 2;
+  const auto expected_engine = load(roomy), engine = load(tight);
+  for (int i = 0; i < 4; ++i) {
+    expected_engine->submit(request(concat(i), 250 + i, 80));
+    engine->submit(request(concat(i), 250 + i, 80));
+  }
+  auto expected = drain(*expected_engine);
+  for (const auto& [id, result] : drain(*engine))
+    EXPECT_EQ(result.tokens, expected[id].tokens) << id;
+}
+
+TEST_F(EngineTest, SparseAttentionIsCounted) {
+  EngineOptions o = sparse(options());
+  o.attention.first_layers_dense = 1;
+  o.attention.last_tokens_dense = 100;
+  const auto engine = load(o);
+  engine->submit(request("a", 500, 2));
+  drain(*engine);
+  const AttentionStats stats = engine->stats().attention;
+  // One layer of two KV heads: the blocks that hold the last 100 tokens, 400 on, are dense.
+  EXPECT_EQ(stats.blocks, kKvHeads * 4);
+  EXPECT_EQ(stats.dense_blocks, kKvHeads);
+  EXPECT_EQ(stats.visible_keys, kKvHeads * (2 + 4 + 6 + 8));
+  EXPECT_LT(stats.kept_keys, stats.visible_keys);
+  EXPECT_GE(stats.kept_share_sum, 0.3 * double(stats.sparse_blocks()));
+  EXPECT_GE(stats.min_kept_share, 0.3 - 1e-6);
+  EXPECT_GT(stats.prefill_s, 0);
+  engine->reset_stats();
+  EXPECT_EQ(engine->stats().attention.blocks, 0);
+}
+
+TEST_F(EngineTest, TheGuardBoundsWhatIsMissing) {
+  EngineOptions o = sparse(options());
+  o.attention.rule = "of_max";
+  o.attention.threshold = 0.9;
+  const auto loose = load(o);
+  o.attention.guard = 0.1;
+  const auto guarded = load(o);
+  for (Engine* engine : {loose.get(), guarded.get()}) run_alone(*engine, request("a", 500, 2));
+  EXPECT_EQ(loose->stats().attention.guarded_blocks, 0);
+  EXPECT_LT(loose->stats().attention.min_kept_share, 0.9);
+  EXPECT_GT(guarded->stats().attention.guarded_blocks, 0);
+  EXPECT_GE(guarded->stats().attention.min_kept_share, 0.9 - 1e-6);
+}
+
+TEST_F(EngineTest, ShortPromptsStayDense) {
+  EngineOptions o = sparse(options());
+  o.attention.min_length.reset();  // the cost model
+  const auto engine = load(o);
+  const Result expected = run_alone(*load(options()), request("a", 200, 10));
+  EXPECT_EQ(run_alone(*engine, request("a", 200, 10)).tokens, expected.tokens);
+  EXPECT_EQ(engine->stats().attention.sparse_blocks(), 0);
+}
+
+TEST_F(EngineTest, ImpossibleAttentionIsRefused) {
+  const auto refused = [](auto change) {
+    EngineOptions o = sparse(options());
+    change(o.attention);
+    try {
+      load(o);
+    } catch (const Error& error) {
+      return std::string(error.what());
+    }
+    return std::string("accepted");
+  };
+  using O = AttentionOptions;
+  const std::pair<std::string, std::string> cases[] = {
+      {refused([](O& o) { o.threshold = 1.5; }), "xattn-threshold: found 1.5, expected 0 to 1"},
+      {refused([](O& o) { o.threshold = std::nan(""); }), "xattn-threshold: found nan"},
+      {refused([](O& o) { o.threshold = -0.1; }), "xattn-threshold: found -0.1"},
+      {refused([](O& o) { o.guard = 2; }), "xattn-guard: found 2"},
+      {refused([](O& o) { o.estimator = "magic:3"; }), "magic"},
+      {refused([](O& o) { o.estimator = "antidiagonal:5"; }), "5"},
+      {refused([](O& o) { o.block_size = 32; }), "xattn-block: found 32, expected 64 or 128"},
+      {refused([](O& o) { o.rule = "best"; }), "xattn-rule: found 'best'"},
+      {refused([](O& o) { o.sink_blocks = -1; }), "xattn-sink: found -1"},
+      {refused([](O& o) { o.thresholds_file = "t.json"; }), "expected one of them"},
+      {refused([](O& o) { o.kind = "duo"; }), "attention: found 'duo'"},
+  };
+  for (const auto& [found, expected] : cases) EXPECT_NE(found.find(expected), found.npos) << found;
+  const auto dense = load(options());
+  Request r = request("a", 10, 1);
+  r.attention_threshold = 0.5;
+  EXPECT_THROW(dense->submit(r), Error);
+  r.attention_threshold = 2;
+  EXPECT_THROW(load(sparse(options()))->submit(r), Error);
+}
+
+TEST_F(EngineTest, ThresholdsOfAFile) {
+  io::XattentionThresholds table;
+  table.layers = kLayers;
+  table.heads = kHeads;
+  table.kv_heads = kKvHeads;
+  table.head_dim = kDim;
+  table.estimator = "sampled:16";
+  table.block_size = 64;
+  table.thresholds.assign(kLayers * kHeads, 1.0f);
+  for (int i = 0; i < kHeads; ++i) table.thresholds[size_t(i)] = 0.2f;
+  const std::string path = model_->path() + "/thresholds.json";
+  const auto load_table = [&](auto change) {
+    io::XattentionThresholds changed = table;
+    EngineOptions o = sparse(options());
+    o.attention.threshold.reset();
+    o.attention.estimator.clear();
+    o.attention.block_size = 0;
+    o.attention.thresholds_file = path;
+    change(changed, o.attention);
+    std::ofstream(path) << io::xattention_thresholds_json(changed);
+    return load(o);
+  };
+  const auto engine = load_table([](auto&, auto&) {});
+  run_alone(*engine, request("a", 500, 1));
+  const AttentionStats stats = engine->stats().attention;
+  EXPECT_EQ(stats.dense_blocks, stats.blocks / 2);  // the second layer's
+  EXPECT_LT(stats.density(), 1);
+  EXPECT_THROW(load_table([](auto& t, auto&) { t.head_dim = 32; }), Error);
+  EXPECT_THROW(load_table([](auto& t, auto&) { t.estimator = "magic"; }), Error);
+  EXPECT_THROW(load_table([](auto&, auto& o) { o.block_size = 128; }), UsageError);
+  EXPECT_THROW(load_table([](auto&, auto& o) { o.estimator = "sampled:32"; }), UsageError);
+  load_table([](auto&, auto& o) { o.estimator = "sampled:16"; });
+}
+
 TEST_F(EngineTest, ImpossibleOptionsAreRefused) {
   EngineOptions o = options();
   o.threads = -1;
   EXPECT_THROW(load(o), UsageError);
   o = options();
-  o.attention = "magic";
+  o.attention.kind = "magic";
   EXPECT_THROW(load(o), Error);
   o = options();
   o.model = "/nowhere";

@@ -40,6 +40,13 @@ void validate_cache(const EngineOptions& options) {
         concat("kv-type nvfp4: found device ", options.device, ", expected cpu"));
 }
 
+void validate_attention(const EngineOptions& options) {
+  validate(options.attention);
+  if (options.attention.kind != "dense" && parse_device(options.device).cuda)
+    throw UnsupportedError(concat("attention ", options.attention.kind, ": found device ",
+                                  options.device, ", expected cpu"));
+}
+
 }  // namespace
 
 void validate_options(const EngineOptions& options) {
@@ -50,10 +57,7 @@ void validate_options(const EngineOptions& options) {
   range("kv-bytes", options.kv_bytes, 0, int64_t(1) << 46);
   parse_device(options.device);
   validate_activations(options);
-  if (options.attention != "dense") {
-    throw UnsupportedError(
-        concat("attention '", options.attention, "': only dense is built so far"));
-  }
+  validate_attention(options);
   validate_cache(options);
 }
 
@@ -66,7 +70,9 @@ EnginePlan plan_memory(const EngineOptions& options,
                        const models::DecoderTensors& tensors) {
   EnginePlan plan;
   plan.max_context = context_of(options, config);
-  const DeviceMemoryNeeds needs = device_memory_needs(options, config, tensors, plan.max_context);
+  plan.attention = attention_plan(options.attention, config);
+  const DeviceMemoryNeeds needs =
+      device_memory_needs(options, plan.attention, config, tensors, plan.max_context);
   plan.bytes.weights_bytes = needs.weights_bytes;
   plan.bytes.workspace_bytes = needs.workspace_bytes;
   const int64_t block_pages = config.layers * config.kv_heads;

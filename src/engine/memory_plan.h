@@ -11,6 +11,7 @@ struct EnginePlan {
   int64_t max_context = 0;
   int64_t pages = 0;
   int64_t side_blocks = 0;  // of each sequence, beside those of its tokens
+  runtime::AttentionPlan attention;
 };
 
 // Throws UsageError on impossible values and UnsupportedError on what is not built.

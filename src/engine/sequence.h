@@ -16,7 +16,7 @@ namespace longspur::engine {
 struct Sequence : sched::Sequence {
   Sequence(Request r, cache::BlockManager& manager, uint64_t stream_id)
       : sched::Sequence(manager), request(std::move(r)), tokens(request.prompt), stream(stream_id) {
-    total = int64_t(tokens.size());
+    total = prompt = int64_t(tokens.size());
   }
 
   int64_t prompt_tokens() const { return int64_t(request.prompt.size()); }

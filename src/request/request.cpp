@@ -55,6 +55,10 @@ void validate(const SamplingParams& params, int64_t vocab) {
             *params.logprobs, ", expected 0 to ", vocab);
 }
 
+void validate_threshold(const char* field, double threshold) {
+  check_range(field, threshold, 0.0, 1.0, "0 to 1");
+}
+
 std::string_view finish_reason_name(FinishReason reason) {
   switch (reason) {
     case FinishReason::kNone:

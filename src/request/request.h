@@ -36,7 +36,13 @@ struct Request {
   std::string id;
   std::vector<int32_t> prompt;  // token ids, at least one
   SamplingParams sampling;
+  // Of sparse attention to this prompt, for all heads: the share of attention that selection keeps,
+  // from 0 to 1 (1: dense); nullopt: the engine's.
+  std::optional<double> attention_threshold = std::nullopt;
 };
+
+// Throws Error naming the field unless the threshold is a number from 0 to 1.
+void validate_threshold(const char* field, double threshold);
 
 enum class FinishReason { kNone, kStop, kLength, kCancelled, kError };
 std::string_view finish_reason_name(FinishReason reason);  // "stop", "length", "cancelled", "error"

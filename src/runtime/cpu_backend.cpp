@@ -1,5 +1,6 @@
 #include "runtime/cpu_backend.h"
 
+#include <chrono>
 #include <cmath>
 #include <cstring>
 
@@ -9,6 +10,14 @@ namespace longspur::runtime {
 
 namespace attention = kernels::attention;
 namespace qgemm = kernels::qgemm;
+
+namespace {
+
+double now_s() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace
 
 CpuBackend::Act CpuBackend::embed(const CpuLinear& embedding) {
   const auto tokens = step_.batch->tokens;
@@ -107,6 +116,7 @@ CpuBackend::Act CpuBackend::attention(std::size_t layer, const CpuLayer& weights
   rope.norm_eps = shape.rms_eps;
   append(rope, kv);
 
+  const double start = now_s();
   const Act out{step_.attended, qkv.rows, shape.heads * shape.head_dim};
   attention::AttentionArgs args;
   args.q = qkv.data;
@@ -116,9 +126,15 @@ CpuBackend::Act CpuBackend::attention(std::size_t layer, const CpuLayer& weights
   args.heads = shape.heads;
   args.scale = 1.0f / std::sqrt(float(shape.head_dim));
   args.window = shape.window[layer];
+  const attention::PagedMask* mask = nullptr;
+  if (step_.xattention != nullptr) {
+    const CpuXattention::Layer own{int64_t(layer), args.q, args.ldq, args.scale};
+    mask = step_.xattention->select(team_, own, batch, kv);
+  }
   attention::paged_attention(team_, args,
                              {sequences, batch.cu_seqlens.data(), batch.kv_lens.data()}, kv,
-                             step_.attention_workspace);
+                             step_.attention_workspace, mask);
+  if (team_.rank() == 0) *step_.attention_s += now_s() - start;
   return out;
 }
 

@@ -11,6 +11,7 @@
 #include "kernels/attention/paged.h"
 #include "kernels/qgemm/api.h"
 #include "models/decoder.h"
+#include "runtime/cpu_xattention.h"
 #include "runtime/executor.h"
 
 namespace longspur::runtime {
@@ -50,6 +51,8 @@ struct CpuStep {
   kernels::nvfp4::Rule act_rule = kernels::nvfp4::Rule::kFourOverSix;
   std::byte* matmul_workspace = nullptr;
   std::byte* attention_workspace = nullptr;
+  CpuXattention* xattention = nullptr;  // null: dense
+  double* attention_s = nullptr;        // of all layers, added up by rank 0
 };
 
 class CpuBackend {

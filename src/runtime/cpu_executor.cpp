@@ -67,6 +67,11 @@ class CpuExecutor final : public Executor {
     step_.attended = step_.wide + options.max_tokens * wide_width(config);
     step_.logits = step_.attended + options.max_tokens * config.heads * config.head_dim;
     step_.matmul_workspace = matmul_workspace_.data();
+    step_.attention_s = &attention_s_;
+    if (options.attention.xattention) {
+      xattention_.emplace(*options.attention.xattention, config, options.max_context);
+      step_.xattention = &*xattention_;
+    }
     if (options.nvfp4_activations) {
       step_.precision = qgemm::ActPrecision::kNvfp4;
       step_.act_rule = *options.nvfp4_activations;
@@ -84,13 +89,18 @@ class CpuExecutor final : public Executor {
   }
 
   int64_t workspace_bytes() const override {
-    return int64_t(activations_.size() + matmul_workspace_.size() + attention_workspace_.size());
+    return int64_t(activations_.size() + matmul_workspace_.size() + attention_workspace_.size()) +
+           (xattention_ ? xattention_->workspace_bytes() : 0);
   }
 
-  int64_t page_bytes() const override { return attention::page_bytes(kv_type(), config_.head_dim); }
+  int64_t page_bytes() const override {
+    return attention::page_bytes(kv_type(), config_.head_dim) +
+           (xattention_ ? xattention_->page_bytes() : 0);
+  }
 
   void allocate_pages(int64_t pages) override {
-    pages_ = AlignedBuffer(size_t(pages * page_bytes()));
+    pages_ = AlignedBuffer(size_t(pages * attention::page_bytes(kv_type(), config_.head_dim)));
+    if (xattention_) xattention_->allocate_pages(pages);
     step_.pool = pages_.data();
   }
 
@@ -102,11 +112,23 @@ class CpuExecutor final : public Executor {
     prepare_attention(batch);
     outputs_ = int64_t(batch.output_rows.size());
     ready_rows_ = outputs_ <= kLogitRows ? outputs_ : 0;
+    attention_s_ = 0;
     pool_.run([&](Team& team) {
       CpuBackend backend(team, step_);
       const auto hidden = models::decoder_hidden(backend, weights_);
       if (ready_rows_ > 0) models::decoder_logits(backend, weights_, hidden);
     });
+    prefill_attention_s_ += attention_s_ * prompt_share(batch);
+  }
+
+  AttentionStats attention_stats() override {
+    AttentionStats stats = xattention_ ? xattention_->stats() : AttentionStats();
+    stats.prefill_s = prefill_attention_s_;
+    return stats;
+  }
+  void reset_attention_stats() override {
+    if (xattention_) xattention_->reset_stats();
+    prefill_attention_s_ = 0;
   }
 
   const float* logits(int64_t first, int64_t count) override {
@@ -156,6 +178,7 @@ class CpuExecutor final : public Executor {
     kv.type = kv_type();
     kv.head_dim = config_.head_dim;
     kv.kv_heads = config_.kv_heads;
+    kv.block_table = batch.block_table.data();
     kv.max_blocks = batch.max_blocks;
     const attention::BatchShape shape{int64_t(batch.kv_lens.size()), batch.cu_seqlens.data(),
                                       batch.kv_lens.data()};
@@ -166,6 +189,7 @@ class CpuExecutor final : public Executor {
       attention_workspace_ = AlignedBuffer(size_t(bytes));
     }
     step_.attention_workspace = attention_workspace_.data();
+    if (xattention_) xattention_->prepare(batch, kv, pool_.size());
   }
 
   io::ModelConfig config_;
@@ -181,6 +205,9 @@ class CpuExecutor final : public Executor {
   std::vector<std::vector<float>> sequence_rope_;
   int64_t outputs_ = 0;     // rows of the last forward
   int64_t ready_rows_ = 0;  // of these, rows whose logits the forward computed already
+  std::optional<CpuXattention> xattention_;
+  double attention_s_ = 0;  // of the last forward
+  double prefill_attention_s_ = 0;
 };
 
 }  // namespace
@@ -205,7 +232,10 @@ CpuCacheNeeds cpu_cache_needs(const io::ModelConfig& config, const CpuExecutorOp
     throw UnsupportedError(concat("kv-type nvfp4: found head size ", d,
                                   ", expected a multiple of 16 up to ", attention::kMaxNvfp4Dim));
   }
-  return {attention::page_bytes(type, d), attention::side_blocks(type)};
+  int64_t bytes = attention::page_bytes(type, d);
+  if (options.attention.xattention)
+    bytes += CpuXattention(*options.attention.xattention, config, options.max_context).page_bytes();
+  return {bytes, attention::side_blocks(type)};
 }
 
 int64_t cpu_workspace_bytes(const io::ModelConfig& config, const CpuExecutorOptions& options) {

@@ -9,6 +9,7 @@
 #include "io/files/model_config.h"
 #include "kernels/nvfp4/api.h"
 #include "models/decoder_tensors.h"
+#include "runtime/attention_plan.h"
 #include "runtime/executor.h"
 
 namespace longspur::runtime {
@@ -20,6 +21,8 @@ struct CpuExecutorOptions {
   // NVFP4 matrices are multiplied with activations quantised to NVFP4 by this rule.
   std::optional<kernels::nvfp4::Rule> nvfp4_activations;
   bool nvfp4_cache = false;  // keys and values in NVFP4; not with fp32
+  int64_t max_context = 0;
+  AttentionPlan attention = {};
 };
 
 // Bytes the packed weights will take, from the tensors' headers alone.

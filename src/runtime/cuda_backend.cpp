@@ -1,6 +1,7 @@
 #include "runtime/cuda_backend.h"
 
 #include <ATen/Functions.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
 #include <cmath>
@@ -41,11 +42,43 @@ CudaAct rows_of(const CudaAct& x, int64_t first, int64_t count) {
   return {row_of(x, first), count, x.width, x.type, x.weight};
 }
 
+c10::Stream current_stream(at::Device device) {
+  return c10::impl::VirtualGuardImpl(device.type()).getStream(device);
+}
+
 int64_t rows_in(const ForwardBatch& batch, std::size_t b) {
   return batch.cu_seqlens[b + 1] - batch.cu_seqlens[b];
 }
 
 }  // namespace
+
+void CudaTimer::begin(const c10::Stream& stream) {
+  if (pending_.size() == kMostPending) settle();
+  constexpr auto kTimed = c10::EventFlag::BACKEND_DEFAULT;
+  pending_.emplace_back(c10::Event(stream.device_type(), kTimed),
+                        c10::Event(stream.device_type(), kTimed));
+  pending_.back().first.record(stream);
+}
+
+void CudaTimer::end(const c10::Stream& stream) { pending_.back().second.record(stream); }
+
+void CudaTimer::settle() {
+  for (const auto& [first, last] : pending_) {
+    last.synchronize();
+    seconds_ += first.elapsedTime(last) / 1000;
+  }
+  pending_.clear();
+}
+
+double CudaTimer::seconds() {
+  settle();
+  return seconds_;
+}
+
+void CudaTimer::reset() {
+  pending_.clear();
+  seconds_ = 0;
+}
 
 elementwise::Type CudaBackend::elementwise_type(at::ScalarType type) const {
   return type == at::kFloat ? elementwise::Type::kF32 : elementwise::Type::kBF16;
@@ -217,6 +250,8 @@ CudaBackend::Act CudaBackend::attention(std::size_t layer, const CudaLayer& weig
   product(*x.weight, x, qkv);
   rope_append(layer, weights, qkv);
 
+  const bool timed = step_.attention_timer != nullptr;
+  if (timed) step_.attention_timer->begin(current_stream(step_.device));
   const Act out = typed(step_.inner, x.rows, config.heads * config.head_dim);
   const bool windowed = config.sliding_window[layer] > 0;
   const std::size_t sequences = batch.kv_lens.size();
@@ -238,6 +273,7 @@ CudaBackend::Act CudaBackend::attention(std::size_t layer, const CudaLayer& weig
     for (int64_t row = batch.cu_seqlens[begin]; row < batch.cu_seqlens[b]; row += most)
       paged_attention(layer, row, std::min(most, batch.cu_seqlens[b] - row), qkv, out);
   }
+  if (timed) step_.attention_timer->end(current_stream(step_.device));
   return out;
 }
 

@@ -5,8 +5,12 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/Event.h>
+#include <c10/core/Stream.h>
 
 #include <cstdint>
+#include <utility>
+#include <vector>
 
 #include "io/files/model_config.h"
 #include "kernels/attention/cuda/paged_cuda.h"
@@ -32,6 +36,21 @@ struct CudaLinear {
 using CudaWeights = models::DecoderWeights<CudaLinear, at::Tensor>;
 using CudaLayer = models::DecoderLayer<CudaLinear, at::Tensor>;
 
+// Seconds between pairs of points on a stream, read once the device has passed them.
+class CudaTimer {
+ public:
+  void begin(const c10::Stream& stream);
+  void end(const c10::Stream& stream);
+  double seconds();  // since the last reset; waits for the device
+  void reset();
+
+ private:
+  static constexpr std::size_t kMostPending = 4096;
+  void settle();
+  std::vector<std::pair<c10::Event, c10::Event>> pending_;
+  double seconds_ = 0;
+};
+
 // What all operations of one step share. Pointers are device pointers; the buffers' sizes are
 // CudaActivations'.
 struct CudaStep {
@@ -44,6 +63,7 @@ struct CudaStep {
   int64_t max_blocks = 0;  // stride of the device's block table
   int64_t max_kv_len = 0;  // bound of the batch's
   int64_t scratch_floats = 0;
+  CudaTimer* attention_timer = nullptr;  // of attention with rows of prompts; null: not timed
 
   void* pool = nullptr;                                  // cache pages
   const float *cos = nullptr, *sin = nullptr;            // [row, rotary_dim / 2]

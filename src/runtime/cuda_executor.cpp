@@ -104,6 +104,21 @@ class CudaExecutor final : public Executor {
     step_.batch = nullptr;
   }
 
+  AttentionStats attention_stats() override {
+    AttentionStats stats;
+    guarded([&] {
+      const Scope scope(stream_);
+      stats.prefill_s = timer_.seconds();
+    });
+    return stats;
+  }
+  void reset_attention_stats() override {
+    guarded([&] {
+      const Scope scope(stream_);
+      timer_.reset();
+    });
+  }
+
   const float* logits(int64_t first, int64_t count) override {
     LONGSPUR_ASSERT(count <= kLogitRows && first >= 0 && first + count <= outputs_);
     guarded([&] {
@@ -283,6 +298,9 @@ class CudaExecutor final : public Executor {
   }
 
   void run() {
+    // A step that is recorded has few rows, and no events in its recording.
+    const bool timed = !only_launches(step_) && prompt_share(*step_.batch) > 0;
+    step_.attention_timer = timed ? &timer_ : nullptr;
     CudaBackend backend(step_);
     hidden_ = models::decoder_hidden(backend, weights_);
     if (ready_rows_ > 0)
@@ -325,6 +343,7 @@ class CudaExecutor final : public Executor {
   CudaSampler sampler_;
   CudaWeights weights_;
   CudaStep step_;
+  CudaTimer timer_;
   CudaAct hidden_;  // of the last forward, rows whose logits are wanted
   at::Tensor pool_, buffers_, cos_, sin_, host_logits_;
   int64_t rope_positions_ = 0, outputs_ = 0, ready_rows_ = 0;

@@ -51,5 +51,5 @@ std::unique_ptr<Executor> make(const io::ModelConfig& config,
 }  // namespace longspur::runtime
 
 extern "C" __attribute__((visibility("default")))
-const longspur::runtime::DevicePlugin longspur_cuda_plugin_3 = {
+const longspur::runtime::DevicePlugin longspur_cuda_plugin_4 = {
     longspur::runtime::make, longspur::runtime::memory_of, longspur::runtime::name_of};

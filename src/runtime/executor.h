@@ -23,6 +23,37 @@ struct ForwardBatch {
   // Entries of a row; its last ones are the sequence's side pages, if the cache has them.
   int64_t max_blocks = 0;
   std::span<const int32_t> output_rows;  // [R] rows whose logits are wanted, rising
+  // [B] rows at positions below are a prompt's, which may be attended to sparsely; the rows of a
+  // sequence lie all before or all after it. Empty: nothing is sparse.
+  std::span<const int32_t> prompt_lens;
+  // [B] of sparse selection, from 0 to 1, for all heads; kPlanThreshold: those of the plan.
+  std::span<const float> thresholds;
+  static constexpr float kPlanThreshold = -1.0f;
+
+  bool is_prompt(int64_t b) const {
+    return !prompt_lens.empty() && kv_lens[size_t(b)] <= prompt_lens[size_t(b)];
+  }
+};
+
+// Share of a batch's rows that are a prompt's.
+double prompt_share(const ForwardBatch& batch);
+
+// What attention did since the executor was made, or since the last reset. Blocks are query blocks:
+// 128 rows of one mask head of one layer of a prompt. Keys are counted in blocks of the plan.
+struct AttentionStats {
+  double prefill_s = 0;        // attention of prompts, with the choice of blocks
+  int64_t blocks = 0;          // in layers that may be sparse; 0: the plan is dense
+  int64_t dense_blocks = 0;    // of these: read all keys, by plan or because it is cheaper
+  int64_t guarded_blocks = 0;  // chosen again because too little was kept
+  int64_t visible_keys = 0, kept_keys = 0;
+  double kept_share_sum = 0;  // of attention, estimated, over the blocks that are not dense
+  double min_kept_share = 1;
+
+  // Share of the keys of a dense prefill that were read.
+  double density() const {
+    return visible_keys > 0 ? double(kept_keys) / double(visible_keys) : 1.0;
+  }
+  int64_t sparse_blocks() const { return blocks - dense_blocks; }
 };
 
 // What a draw on the device gives; a row that cannot be drawn from (a NaN logit) says why.
@@ -48,6 +79,9 @@ class Executor {
   // until the next call. count <= kLogitRows.
   static constexpr int64_t kLogitRows = 32;
   virtual const float* logits(int64_t first, int64_t count) = 0;
+
+  virtual AttentionStats attention_stats() = 0;
+  virtual void reset_attention_stats() = 0;
 
   // Draws a token from each output of the last forward where the logits are: args[i] (its logits
   // are not read) to draws[i]. False, and nothing drawn: take logits() and draw on the host.

@@ -9,6 +9,7 @@
 
 #include "io/files/model_config.h"
 #include "models/decoder_tensors.h"
+#include "runtime/attention_plan.h"
 #include "runtime/executor.h"
 
 namespace longspur::runtime {
@@ -19,6 +20,7 @@ struct DeviceExecutorOptions {
   int64_t max_tokens = 512;  // of one forward
   int64_t max_sequences = 16;
   int64_t max_context = 0;
+  AttentionPlan attention = {};
 };
 
 struct DeviceMemory {
@@ -37,7 +39,7 @@ struct DevicePlugin {
 };
 
 // The table's symbol; its number changes with the border, so that an old library is not taken.
-inline constexpr const char* kCudaPluginSymbol = "longspur_cuda_plugin_3";
+inline constexpr const char* kCudaPluginSymbol = "longspur_cuda_plugin_4";
 
 // $LONGSPUR_CUDA_LIBRARY, else liblongspur_cuda.so in ../lib beside the binary's folder.
 std::string cuda_plugin_path();

@@ -7,6 +7,11 @@
 // waiting sequences (first come, first served). When pages run out the newest running sequence
 // gives its pages back and is computed again later (recompute preemption), so an admitted sequence
 // never fails.
+//
+// Sparse prefill computes a prompt in blocks of `align` tokens: pieces of it then end at multiples
+// of `align`, or where it ends, so that what a block sees does not depend on how it was cut. The
+// first prompt of a step gets a block however many sequences decode; a step has up to
+// chunk_tokens + align tokens.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +25,7 @@ namespace longspur::sched {
 struct Limits {
   int64_t chunk_tokens = 512;  // tokens of one step
   int64_t max_sequences = 16;  // running at once
+  int64_t align = 1;
 };
 
 // One sequence as the scheduler sees it; owned by the caller, which appends sampled tokens by
@@ -28,6 +34,7 @@ struct Sequence {
   explicit Sequence(cache::BlockManager& manager) : blocks(manager) {}
   int64_t total = 0;
   int64_t computed = 0;
+  int64_t prompt = 0;  // tokens that are cut by `align`
   cache::BlockTable blocks;
 };
 
@@ -56,6 +63,11 @@ class Scheduler {
   bool make_room(size_t index, int64_t tokens);
   void preempt_newest();
   void admit(int64_t& budget, std::vector<Work>& works);
+  bool is_aligned(const Sequence& sequence) const {
+    return limits_.align > 1 && sequence.computed < sequence.prompt;
+  }
+  // Tokens of the sequence that may run within a budget; 0: less than a block.
+  int64_t piece(const Sequence& sequence, int64_t budget) const;
 
   Limits limits_;
   std::deque<Sequence*> waiting_;

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <memory>
 
 #include "base/rng.h"
@@ -24,7 +25,13 @@ int64_t run_all(Scheduler& scheduler,
       EXPECT_GE(work.sequence->blocks.blocks() * cache::kBlockTokens,
                 work.sequence->computed + work.tokens);
     }
-    EXPECT_LE(tokens, limits.chunk_tokens);
+    EXPECT_LE(tokens, limits.chunk_tokens + (limits.align > 1 ? limits.align : 0));
+    for (const Work& work : works) {
+      const int64_t end = work.sequence->computed + work.tokens;
+      if (work.sequence->computed < work.sequence->prompt && limits.align > 1) {
+        EXPECT_TRUE(end == work.sequence->prompt || end % limits.align == 0) << end;
+      }
+    }
     EXPECT_LE(int64_t(works.size()), limits.max_sequences);
     Scheduler::complete(works);
     for (const Work& work : works) {
@@ -99,7 +106,9 @@ TEST(Scheduler, PreemptsTheNewestAndFinishesAll) {
 TEST(Scheduler, RandomLoadsAlwaysFinish) {
   for (uint64_t seed = 0; seed < 50; ++seed) {
     const auto draw = philox4x32(seed, 0, 0);
-    const Limits limits{.chunk_tokens = 1 + draw[0] % 200, .max_sequences = 1 + draw[1] % 8};
+    const Limits limits{.chunk_tokens = 1 + draw[0] % 200,
+                        .max_sequences = 1 + draw[1] % 8,
+                        .align = seed % 2 == 0 ? 1 : 128};
     cache::BlockManager manager(3 * (8 + draw[2] % 20), 3);
     Scheduler scheduler(limits);
     std::vector<std::unique_ptr<Sequence>> sequences;
@@ -108,11 +117,48 @@ TEST(Scheduler, RandomLoadsAlwaysFinish) {
       lengths.push_back(2 + philox4x32(seed, 1, i)[0] % 500);
       sequences.push_back(std::make_unique<Sequence>(manager));
       sequences.back()->total = 1 + philox4x32(seed, 2, i)[0] % uint64_t(lengths.back());
+      sequences.back()->prompt = sequences.back()->total;
       scheduler.add(*sequences.back());
     }
     run_all(scheduler, sequences, lengths, limits);
     EXPECT_EQ(manager.free_blocks(), manager.total_blocks()) << "seed " << seed;
   }
+}
+
+TEST(Scheduler, AlignedPiecesOfAPromptEndAtBlocksOrWhereItEnds) {
+  cache::BlockManager manager(200, 1);
+  Scheduler scheduler({.chunk_tokens = 300, .max_sequences = 4, .align = 128});
+  Sequence sequence(manager);
+  sequence.total = 700;  // a preempted sequence: 50 tokens of an answer
+  sequence.prompt = 650;
+  scheduler.add(sequence);
+  for (const int64_t expected : {256, 256, 138, 50}) {
+    const auto works = scheduler.plan();
+    ASSERT_EQ(works.size(), 1u);
+    EXPECT_EQ(works[0].tokens, expected);
+    Scheduler::complete(works);
+  }
+}
+
+TEST(Scheduler, AnAlignedPromptGetsABlockBesideManyDecodes) {
+  cache::BlockManager manager(200, 1);
+  Scheduler scheduler({.chunk_tokens = 4, .max_sequences = 8, .align = 128});
+  std::vector<std::unique_ptr<Sequence>> decoding;
+  for (int i = 0; i < 5; ++i) {
+    Sequence& sequence = *decoding.emplace_back(std::make_unique<Sequence>(manager));
+    sequence.total = sequence.prompt = 1;
+    scheduler.add(sequence);
+  }
+  while (std::any_of(decoding.begin(), decoding.end(), [](auto& s) { return s->computed == 0; }))
+    Scheduler::complete(scheduler.plan());
+  for (const auto& sequence : decoding) ++sequence->total;
+  Sequence prompt(manager);
+  prompt.total = prompt.prompt = 300;
+  scheduler.add(prompt);
+  const auto works = scheduler.plan();
+  ASSERT_EQ(works.size(), 5u);  // four decodes, then the prompt
+  EXPECT_EQ(works.back().sequence, &prompt);
+  EXPECT_EQ(works.back().tokens, 128);
 }
 
 TEST(Scheduler, RemovingAWaitingSequenceLeavesTheOthers) {

@@ -79,7 +79,7 @@ class Batch {
             {"usage", usage_json(prompt_tokens_, tokens_)},
             {"timing", timing_json(stats)},
             {"memory", memory_json(stats)},
-            {"attention", attention_json(settings_)}};
+            {"attention", attention_json(settings_, stats)}};
   }
 
  private:
@@ -105,7 +105,7 @@ class Batch {
 
   void submit(const BatchLine& line) {
     BatchRequest parsed = parse_batch_line(line, name_, defaults_);
-    Request request{line.key, prompt_ids(parsed), parsed.sampling};
+    Request request{line.key, prompt_ids(parsed), parsed.sampling, parsed.attention_threshold};
     Flight flight{&line, int64_t(request.prompt.size()), std::move(parsed.sampling), {}};
     try {
       engine_->submit(std::move(request));

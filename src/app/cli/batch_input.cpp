@@ -132,6 +132,11 @@ const std::map<std::string, Setter, std::less<>>& setters() {
       {"stop", [](R r, J v, W w) { r.sampling.stop = to_stops(v, w); }},
       {"stop_ids", [](R r, J v, W w) { r.sampling.stop_ids = to_ids(v, w); }},
       {"ignore_eos", [](R r, J v, W w) { r.sampling.ignore_eos = to_flag(v, w); }},
+      {"attention_threshold",
+       [](R r, J v, W w) {
+         r.attention_threshold = to_number(v, w);
+         validate_threshold(w.c_str(), *r.attention_threshold);
+       }},
       {"logprobs", [](R r, J v, W w) { r.sampling.logprobs = to_integer(v, w); }},
   };
   return table;

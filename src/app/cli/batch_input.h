@@ -1,12 +1,13 @@
 // The lines of `generate --input x.jsonl`. Each is one JSON object:
 //   {"id": "a", "prompt": "text" | [ids] | "messages": [{"role", "content"}, ...],
-//    "max_tokens": 16, "temperature": 0.7, ...}
+//    "max_tokens": 16, "temperature": 0.7, ..., "attention_threshold": 0.9}
 // Without an id a line goes by its number. What is wrong with one line becomes that line's error;
 // only an id that two lines share is refused for the whole file.
 #pragma once
 
 #include <cstdint>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <variant>
@@ -31,6 +32,7 @@ std::vector<BatchLine> index_batch(std::string_view content, const std::string& 
 struct BatchRequest {
   std::variant<std::string, std::vector<int32_t>, nlohmann::ordered_json> prompt;  // or messages
   SamplingParams sampling;
+  std::optional<double> attention_threshold;  // of sparse attention; none: that of the options
 };
 
 // Fields that the line lacks are those of `defaults`. Throws Error that names line and field: an

@@ -59,6 +59,11 @@ TEST(BatchInput, EveryFieldArrives) {
   EXPECT_EQ(p.logprobs, 2);
 }
 
+TEST(BatchInput, AThresholdOfSparseAttention) {
+  EXPECT_EQ(parse_one(R"({"prompt":"x","attention_threshold":0.8})").attention_threshold, 0.8);
+  EXPECT_FALSE(parse_one(R"({"prompt":"x"})").attention_threshold);
+}
+
 TEST(BatchInput, MissingFieldsAreTheDefaults) {
   SamplingParams defaults;
   defaults.max_tokens = 77;
@@ -85,6 +90,8 @@ TEST(BatchInput, WrongLinesNameLineAndField) {
       {R"({"prompt":"x","max_tokens":18446744073709551615})", "expected a smaller integer"},
       {R"({"prompt":"x","temperature":null})", "temperature: found null"},
       {R"({"prompt":"x","seed":-1})", "seed: found number"},
+      {R"({"prompt":"x","attention_threshold":1.5})", "attention_threshold: found 1.5, expected 0"},
+      {R"({"prompt":"x","attention_threshold":"all"})", "attention_threshold: found string"},
       {R"({"prompt":"x","stop":[1]})", "stop: found number, expected a string"},
       {R"({"prompt":"x","stop_ids":[-1]})", "stop_ids: found -1"},
       {R"({"prompt":"x","logit_bias":{"a":1}})", "found the key 'a'"},

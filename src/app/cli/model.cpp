@@ -26,6 +26,36 @@ bool is_device(const std::string& text) {
          std::all_of(index.begin(), index.end(), [](unsigned char c) { return std::isdigit(c); });
 }
 
+std::optional<int64_t> integer_if_given(const Settings& settings, std::string_view name) {
+  return settings.has(name) ? std::optional(settings.integer(name)) : std::nullopt;
+}
+
+engine::AttentionOptions attention_options(const Settings& settings) {
+  engine::AttentionOptions options;
+  options.kind = settings.text("attention");
+  if (options.kind != "xattention") {
+    for (const Setting& setting : settings.all())
+      if (setting.option->name.starts_with("xattn-") && setting.source == Source::kFlag) {
+        throw UsageError(concat(flag_name(*setting.option), ": found --attention ", options.kind,
+                                ", expected --attention xattention"));
+      }
+    return options;
+  }
+  if (settings.has("xattn-threshold")) options.threshold = settings.number("xattn-threshold");
+  options.thresholds_file = settings.text_or_empty("xattn-thresholds");
+  options.estimator = settings.text_or_empty("xattn-estimator");
+  options.block_size = integer_if_given(settings, "xattn-block").value_or(0);
+  options.rule = settings.text_or_empty("xattn-rule");
+  options.guard = settings.number("xattn-guard");
+  options.sink_blocks = settings.integer("xattn-sink");
+  options.local_blocks = settings.integer("xattn-local");
+  options.mask_per_head = settings.text("xattn-masks") == "head";
+  options.first_layers_dense = settings.integer("xattn-first-layers-dense");
+  options.last_tokens_dense = settings.integer("xattn-last-dense");
+  options.min_length = integer_if_given(settings, "xattn-min-length");
+  return options;
+}
+
 }  // namespace
 
 engine::EngineOptions engine_options(const Settings& settings, int64_t sequences) {
@@ -42,7 +72,7 @@ engine::EngineOptions engine_options(const Settings& settings, int64_t sequences
   options.activations = settings.text("activations");
   options.kv_type =
       settings.text("kv-type") == "nvfp4" ? engine::KvStorage::kNVFP4 : engine::KvStorage::kBF16;
-  options.attention = settings.text("attention");
+  options.attention = attention_options(settings);
   options.max_context = settings.integer("max-context");
   const int64_t wanted = settings.integer("max-sequences");
   options.max_sequences = wanted > 0 ? wanted : sequences;

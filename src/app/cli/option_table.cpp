@@ -101,9 +101,102 @@ std::vector<Option> memory_options(const std::string& group) {
   };
 }
 
+std::vector<Option> selection_options(const std::string& group) {
+  return {
+      {.name = "xattn-threshold",
+       .type = OptionType::kNumber,
+       .group = group,
+       .help = "share of a prompt's attention that the chosen blocks of keys are to hold, 0 to 1; "
+               "1: dense; 0.9 unless --xattn-thresholds is given",
+       .placeholder = "X"},
+      {.name = "xattn-thresholds",
+       .group = group,
+       .help = "JSON file of thresholds for each layer and head (longspur calibrate writes it)",
+       .placeholder = "FILE",
+       .completes = Completes::kFile},
+      {.name = "xattn-estimator",
+       .group = group,
+       .help = "how blocks are scored, such as sampled:16, antidiagonal:16 or "
+               "pooled:128+sampled:128+mean; default: by the prompt's length",
+       .placeholder = "TERMS"},
+      {.name = "xattn-block",
+       .type = OptionType::kInteger,
+       .group = group,
+       .help = "keys a block: 64 or 128; 128 unless the file of thresholds says otherwise",
+       .placeholder = "N"},
+      {.name = "xattn-rule",
+       .group = group,
+       .help = "share: the fewest blocks that hold the threshold (the default); of_max: all blocks "
+               "with that share of the largest score",
+       .placeholder = "RULE",
+       .choices = {"share", "of_max"}},
+      {.name = "xattn-guard",
+       .type = OptionType::kNumber,
+       .fallback = "1",
+       .group = group,
+       .help = "128 queries that miss more than this share of attention, by estimate, read more "
+               "blocks; 1: off",
+       .placeholder = "X"},
+  };
+}
+
+std::vector<Option> dense_options(const std::string& group) {
+  const double most_tokens = double(int64_t(1) << 24);
+  return {
+      {.name = "xattn-sink",
+       .type = OptionType::kInteger,
+       .fallback = "1",
+       .group = group,
+       .help = "blocks at the beginning that are always read",
+       .placeholder = "N",
+       .low = 0,
+       .high = 1 << 20},
+      {.name = "xattn-local",
+       .type = OptionType::kInteger,
+       .fallback = "1",
+       .group = group,
+       .help = "blocks before and at the queries that are always read",
+       .placeholder = "N",
+       .low = 0,
+       .high = 1 << 20},
+      {.name = "xattn-masks",
+       .fallback = "group",
+       .group = group,
+       .help = "heads that choose together: those of a key/value head, or each its own",
+       .placeholder = "WHO",
+       .choices = {"group", "head"}},
+      {.name = "xattn-first-layers-dense",
+       .type = OptionType::kInteger,
+       .fallback = "0",
+       .group = group,
+       .help = "the first N layers stay dense",
+       .placeholder = "N",
+       .low = 0,
+       .high = 1 << 20},
+      {.name = "xattn-last-dense",
+       .type = OptionType::kInteger,
+       .fallback = "0",
+       .group = group,
+       .help = "the last N tokens of a prompt read everything",
+       .placeholder = "N",
+       .low = 0,
+       .high = most_tokens},
+      {.name = "xattn-min-length",
+       .type = OptionType::kInteger,
+       .group = group,
+       .help = "queries before this position read everything; unless given, those for which "
+               "choosing blocks costs more than it saves",
+       .placeholder = "N",
+       .low = 0,
+       .high = most_tokens},
+  };
+}
+
 std::vector<Option> engine_options() {
   std::vector<Option> options = compute_options("Engine");
   append(options, memory_options("Engine"));
+  append(options, selection_options("Sparse attention (--attention xattention)"));
+  append(options, dense_options("Sparse attention (--attention xattention)"));
   return options;
 }
 

@@ -57,7 +57,8 @@ Json timing_json(const engine::EngineStats& stats) {
           {"prefill_s", stats.prefill_s},
           {"decode_s", stats.decode_s},
           {"prefill_tokens_per_s", rate(stats.prefill_tokens, stats.prefill_s)},
-          {"decode_tokens_per_s", rate(stats.decode_tokens, stats.decode_s)}};
+          {"decode_tokens_per_s", rate(stats.decode_tokens, stats.decode_s)},
+          {"prefill_attention_s", stats.attention.prefill_s}};
 }
 
 Json memory_json(const engine::EngineStats& stats) {
@@ -66,8 +67,20 @@ Json memory_json(const engine::EngineStats& stats) {
           {"peak_rss_bytes", peak_rss_bytes()}};
 }
 
-Json attention_json(const Settings& settings) {
-  return {{"kind", settings.text("attention")}, {"kv_type", settings.text("kv-type")}};
+// Density counts dense blocks too: it is the share of a dense prefill's work that was done.
+Json attention_json(const Settings& settings, const engine::EngineStats& stats) {
+  Json json = {{"kind", settings.text("attention")}, {"kv_type", settings.text("kv-type")}};
+  const engine::AttentionStats& a = stats.attention;
+  if (json["kind"] == "dense") return json;
+  const int64_t sparse = a.sparse_blocks();
+  json["density"] = a.density();
+  json["estimated_kept_share"] = sparse > 0 ? a.kept_share_sum / double(sparse) : 1.0;
+  json["min_kept_share"] = a.min_kept_share;
+  json["query_blocks"] = a.blocks;
+  json["dense_blocks"] = a.dense_blocks;
+  json["dense_fallback"] = sparse == 0;
+  json["guarded_blocks"] = a.guarded_blocks;
+  return json;
 }
 
 Json logprobs_json(const std::vector<TokenLogprob>& logprobs,

@@ -21,7 +21,7 @@ int64_t peak_rss_bytes();
 Json usage_json(int64_t prompt_tokens, int64_t completion_tokens);
 Json timing_json(const engine::EngineStats& stats);
 Json memory_json(const engine::EngineStats& stats);
-Json attention_json(const Settings& settings);
+Json attention_json(const Settings& settings, const engine::EngineStats& stats);
 // null when none were asked for; without a tokenizer the items have ids but no texts
 Json logprobs_json(const std::vector<TokenLogprob>& logprobs,
                    const SamplingParams& params,

@@ -57,6 +57,7 @@ EngineRun run_engine(engine::Engine& engine,
                      int64_t steps) {
   EngineRun run;
   run.tokens.resize(prompts.size());
+  engine.reset_stats();
   const double begin = monotonic_seconds();
   submit_all(engine, prompts);
   while (!all_begun(run)) {
@@ -64,6 +65,7 @@ EngineRun run_engine(engine::Engine& engine,
     take(engine.step(), run);
   }
   run.prefill_s = monotonic_seconds() - begin;
+  run.attention = engine.stats().attention;
   for (int64_t step = 0; step < steps; ++step) {
     check_interrupt();
     const double start = monotonic_seconds();

@@ -10,6 +10,7 @@ namespace longspur::app::cli::bench {
 
 struct EngineRun {
   double prefill_s = 0;                      // from submit until every sequence has a token
+  engine::AttentionStats attention;          // of it
   std::vector<double> step_s;                // [steps]
   std::vector<std::vector<int32_t>> tokens;  // of each sequence, greedy, as many as it has
 };

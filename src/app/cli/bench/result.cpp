@@ -16,13 +16,13 @@ using Json = nlohmann::ordered_json;
 
 Json times_json(const Times& times) {
   const auto [fastest, slowest] = std::minmax_element(times.step_s.begin(), times.step_s.end());
-  return {{"runs", times.prefill_s.size()},
-          {"prefill_s", times.prefill_s},
-          {"decode_step_s",
-           {{"steps", times.step_s.size()},
-            {"median", median(times.step_s)},
-            {"least", *fastest},
-            {"most", *slowest}}}};
+  Json json = {{"runs", times.prefill_s.size()}, {"prefill_s", times.prefill_s}};
+  if (!times.attention_s.empty()) json["prefill_attention_s"] = times.attention_s;
+  json["decode_step_s"] = {{"steps", times.step_s.size()},
+                           {"median", median(times.step_s)},
+                           {"least", *fastest},
+                           {"most", *slowest}};
+  return json;
 }
 
 // Keys in the order of the table; those of the baseline only when there is one.
@@ -30,7 +30,9 @@ Json row_json(const Row& row, bool compared) {
   Json json = {{"context", row.context},
                {"batch", row.batch},
                {"prefill_tokens_per_s", row.prefill_rate()},
-               {"decode_tokens_per_s", row.decode_rate()}};
+               {"decode_tokens_per_s", row.decode_rate()},
+               {"prefill_attention_s", median(row.ours.attention_s)},
+               {"density", row.density}};
   Json details = {{"longspur", times_json(row.ours)}};
   if (compared) {
     const bool has = row.has_baseline();
@@ -124,7 +126,10 @@ Json result_json(const Result& result) {
   const bool compared = !result.baseline.empty();
   Json rows = Json::array();
   for (const Row& row : result.rows) rows.push_back(row_json(row, compared));
-  Json json = {{"model", result.model}, {"device", result.device}, {"threads", result.threads}};
+  Json json = {{"model", result.model},
+               {"device", result.device},
+               {"threads", result.threads},
+               {"attention", result.attention}};
   json["baseline"] = compared ? Json(result.baseline) : Json(nullptr);
   json["rows"] = std::move(rows);
   json["correctness"] = {{"batch_equals_single", result.batch_equals_single}};

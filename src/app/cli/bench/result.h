@@ -16,8 +16,9 @@ double median(std::vector<double> values);  // of at least one
 
 // Seconds of several runs of the same work.
 struct Times {
-  std::vector<double> prefill_s;  // one a run
-  std::vector<double> step_s;     // of all runs
+  std::vector<double> prefill_s;    // one a run
+  std::vector<double> attention_s;  // of the prefills; empty: not known
+  std::vector<double> step_s;       // of all runs
 
   void add(double prefill, const std::vector<double>& steps);
   bool empty() const { return prefill_s.empty(); }
@@ -29,6 +30,7 @@ struct Row {
   int64_t context = 0, batch = 0;
   Times ours;
   std::array<Times, 2> baseline;     // without and with flash attention; empty: not compared
+  double density = 1;                // share of key blocks that the prefills read
   int64_t agreed = 0, compared = 0;  // our greedy tokens that are the baseline's choice too
 
   bool has_baseline() const { return !baseline[0].empty(); }
@@ -47,7 +49,7 @@ struct Start {
 };
 
 struct Result {
-  std::string model, device, baseline;  // baseline: its title; empty: none
+  std::string model, device, attention, baseline;  // baseline: its title; empty: none
   int64_t threads = 0, file_bytes = 0, weights_bytes = 0;
   std::vector<Row> rows;
   Start start;

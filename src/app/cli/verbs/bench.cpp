@@ -49,6 +49,7 @@ class Bench {
   explicit Bench(Plan plan) : plan_(std::move(plan)), progress_("bench") {
     result_.model = plan_.engine.model;
     result_.device = plan_.engine.device;
+    result_.attention = plan_.engine.attention.kind;
     result_.threads = plan_.engine.threads > 0 ? plan_.engine.threads : available_threads();
     for (const int64_t batch : plan_.batches)
       runs_ += double(int64_t(plan_.lengths_of(batch).size()) * plan_.repeat);
@@ -105,6 +106,8 @@ class Bench {
   EngineRun measure_ours(engine::Engine& engine, Row& row, const Prompts& prompts) {
     EngineRun run = bench::run_engine(engine, prompts, plan_.tokens);
     row.ours.add(run.prefill_s, run.step_s);
+    row.ours.attention_s.push_back(run.attention.prefill_s);
+    row.density = run.attention.density();
     check_tokens(row, run);
     return run;
   }

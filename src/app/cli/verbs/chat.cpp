@@ -54,7 +54,7 @@ class Conversation {
             {"usage", usage_json(prompt_tokens_, tokens_)},
             {"timing", timing_json(engine_.stats())},
             {"memory", memory_json(engine_.stats())},
-            {"attention", attention_json(settings_)}};
+            {"attention", attention_json(settings_, engine_.stats())}};
   }
 
  private:

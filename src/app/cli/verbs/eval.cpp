@@ -164,7 +164,7 @@ int run(const Settings& settings) {
     write_json({{"cells", cells_json(cells)},
                 {"mean", mean_score(cells)},
                 {"samples", plan.samples},
-                {"attention", attention_json(settings)},
+                {"attention", attention_json(settings, engine->stats())},
                 {"memory", memory_json(engine->stats())}});
   } else {
     write_stdout(table(plan, cells));

@@ -51,7 +51,7 @@ Json answer_json(const Settings& settings,
           {"usage", usage_json(prompt_tokens, int64_t(answer.tokens.size()))},
           {"timing", std::move(timing)},
           {"memory", memory_json(engine.stats())},
-          {"attention", attention_json(settings)}};
+          {"attention", attention_json(settings, engine.stats())}};
 }
 
 int run_single(const Settings& settings) {
@@ -133,7 +133,9 @@ Verb generate_verb() {
           "text. --json: text, tokens, logprobs, finish_reason, usage, timing, memory, attention. "
           "A line of --input is a JSON object with prompt (a text or token ids) or messages, an id "
           "(a string or integer; else the line's number), and sampling fields named like the "
-          "flags with underscores. A wrong line becomes an error in its result line, the others go "
+          "flags with underscores; with sparse attention also attention_threshold, in place of the "
+          "thresholds of the options. A wrong line becomes an error in its result line, the others "
+          "go "
           "on, and the exit code is 1. A run that was stopped goes on when started again.",
       .examples = {"longspur generate -p 'Once upon a time'",
                    "longspur generate --chat -p 'Name three birds that migrate.' --temperature 0.7",

@@ -91,7 +91,8 @@ int run(const Settings& settings) {
     write_json({{"files", Json::array({output})},
                 {"shapes", std::move(shapes)},
                 {"timing", timing_json(engine->stats())},
-                {"memory", memory_json(engine->stats())}});
+                {"memory", memory_json(engine->stats())},
+                {"attention", attention_json(settings, engine->stats())}});
   } else {
     write_stdout(concat("wrote ", tensors.size(), " tensors to ", output, "\n"));
   }
@@ -125,7 +126,8 @@ Verb logits_verb() {
   return {
       .name = "logits",
       .summary = "writes the model's logits for token ids into a safetensors file",
-      .details = "The file appears whole or not at all. --json: files, shapes, timing, memory.",
+      .details =
+          "The file appears whole or not at all. --json: files, shapes, timing, memory, attention.",
       .examples = {"longspur logits --tokens ids.json --output logits.safetensors",
                    "longspur logits --tokens ids.json --output last.safetensors --last "
                    "--compute fp32"},

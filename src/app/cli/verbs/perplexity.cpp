@@ -84,7 +84,8 @@ int run(const Settings& settings) {
                 {"windows", sum.windows},
                 {"context", context},
                 {"timing", timing_json(engine->stats())},
-                {"memory", memory_json(engine->stats())}});
+                {"memory", memory_json(engine->stats())},
+                {"attention", attention_json(settings, engine->stats())}});
   } else {
     write_stdout(concat("perplexity ", std::exp(sum.mean()), " (", sum.tokens, " tokens in ",
                         sum.windows, " windows of ", context, ")\n"));
@@ -127,7 +128,7 @@ Verb perplexity_verb() {
       .details =
           "Windows do not overlap; the first token of each is given, not predicted, and no "
           "beginning-of-text token is added. --json: perplexity, nll (mean, in nats), tokens "
-          "(predicted), windows, context, timing, memory.",
+          "(predicted), windows, context, timing, memory, attention.",
       .examples = {"longspur perplexity --text book.txt --context 2048",
                    "longspur perplexity --text book.txt --max-tokens 8192 --compute fp32 --json"},
       .options = verb_options(own_options(), {OptionGroup::kModel, OptionGroup::kEngine}),
