@@ -154,6 +154,16 @@ TEST(BlockSparse, KernelsMatchTheReference) {
   }
 }
 
+// A row of the mask that takes several words.
+TEST(BlockSparse, ManyBlocksOfKeys) {
+  for (const bool causal : {true, false}) {
+    const Problem p({{150}, {4300}, 1, 1, 16, causal, 0.0});
+    const Mask mask(p, 1, 64, 0.4f);
+    const Results expected = run_reference(p, mask.view());
+    for_each_isa([&] { expect_close(run_kernels(p, mask.view()), expected, DType::kF32); });
+  }
+}
+
 TEST(BlockSparse, AllBlocksListedIsDenseBitForBit) {
   for (Case c : cases()) {
     c.queries = {1, 129, 150};
