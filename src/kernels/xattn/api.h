@@ -23,6 +23,11 @@ struct ScoreArgs {
   float* scores = nullptr;
   int64_t score_heads = 0;
   int64_t query_blocks = 0, key_blocks = 0;  // of the longest sequences
+  // Null, or [T, H], rows at lse_stride: natural log-sum-exp over every visible key, of the queries
+  // that the terms sampled and outlier read; others are left as they are. With the log-sum-exp of
+  // the kept keys, which attention gives, the mass that a query misses is 1 - exp(kept - this).
+  float* row_lse = nullptr;
+  int64_t lse_stride = 0;
 };
 
 // Items and phases as in attention::VarlenBackward; phase 0 brings keys into blocks and takes their

@@ -152,6 +152,32 @@ TEST(BlockScores, HugeLogitsStayShares) {
   }
 }
 
+TEST(BlockScores, ExactRowsGiveTheirLogSumExp) {
+  const Problem p({{300, 70}, {411, 70}, 4, 2, 32, true, 0.0});
+  attention::Results dense(p);
+  attention::varlen_forward_ref(attention::forward_args(p, dense));
+  for_each_isa([&] {
+    ScoreArgs args = make_args(p, "sampled:16+mean+antidiagonal:16", 128, 4);
+    std::vector<float> lse(size_t(p.queries() * 4), NAN);
+    args.row_lse = lse.data();
+    args.lse_stride = 4;
+    kernels(args);
+    for (int64_t b = 0; b < 2; ++b) {
+      for (int64_t t = p.cu_q[size_t(b)]; t < p.cu_q[size_t(b) + 1]; ++t) {
+        const int64_t row = t - p.cu_q[size_t(b)], n = p.cu_q[size_t(b) + 1] - p.cu_q[size_t(b)];
+        const bool sampled = row == std::min(row / 16 * 16 + 8, n - 1);
+        for (int64_t h = 0; h < 4; ++h) {
+          const float found = lse[size_t(t * 4 + h)];
+          ASSERT_EQ(!std::isnan(found), sampled) << t;
+          if (sampled) {
+            ASSERT_NEAR(found, dense.lse[size_t(h * p.queries() + t)], 4e-5f);
+          }
+        }
+      }
+    }
+  });
+}
+
 // What a row does not see must not matter, and what it sees must never be lost silently.
 TEST(BlockScores, BadKeysSpoilTheRowsThatSeeThem) {
   for (const DType dtype : {DType::kF32, DType::kBF16}) {

@@ -277,6 +277,9 @@ class Plan {
       item.first_head = kv_head * group_ + begin * heads;
       item.heads = (end - begin) * heads;
       item.out = rows + begin * row_blocks_;
+      if (args_.row_lse != nullptr)
+        item.row_lse = args_.row_lse + sequence.row * args_.lse_stride + item.first_head;
+      item.lse_stride = args_.lse_stride;
       score_item(setup_, item, longest_k_, scratch);
     }
   }

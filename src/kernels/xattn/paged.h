@@ -39,7 +39,12 @@ struct PagedSelectArgs {
   // threshold.
   float least_share = 0.0f;
   RowStats* stats = nullptr;  // [B, mask_heads, query_blocks] or null
-  KeyMeans key_means;         // written for pages that this call's rows make full; read
+  // Null, or [T, H], rows at lse_stride: natural log-sum-exp over every visible key, of the queries
+  // that the terms sampled and outlier read; others are left as they are. With the log-sum-exp of
+  // the kept keys, which attention gives, the mass that a query misses is 1 - exp(kept - this).
+  float* row_lse = nullptr;
+  int64_t lse_stride = 0;
+  KeyMeans key_means;  // written for pages that this call's rows make full; read
 };
 
 // Query blocks of the longest run of rows, at absolute positions. Pure.

@@ -32,6 +32,7 @@ struct Setting {
   SelectOptions options;
   float least_share = 0.0f;
   float* key_means = nullptr;
+  float* row_lse = nullptr;
 };
 
 struct Selected {
@@ -67,6 +68,8 @@ Selected select_rows(ThreadPool& pool,
   args.mask_heads = setting.mask_heads;
   args.least_share = setting.least_share;
   args.key_means.means = setting.key_means;
+  args.row_lse = setting.row_lse;
+  args.lse_stride = kHeads.q;
   args.query_blocks = selected.query_blocks = paged_query_blocks(shape);
   args.row_words = selected.row_words = BlockMask::words_of(ceil_div(kTokens, int64_t{64}));
   const int64_t mask_rows = shape.batch * args.mask_heads * args.query_blocks;
@@ -277,6 +280,40 @@ TEST(PagedSelect, ABatchIsItsSequencesOnAnyTeam) {
           }
         }
       }
+    }
+  }
+}
+
+// What attention under the mask misses is what the guard says.
+TEST(PagedSelect, TheMissingMassOfExactRows) {
+  ThreadPool pool(2);
+  Cache dense(kHeads, KvType::kF32, {kTokens}), sparse(kHeads, KvType::kF32, {kTokens});
+  Setting setting;
+  std::vector<float> lse(size_t(kTokens * kHeads.q), NAN);
+  setting.row_lse = lse.data();
+  std::vector<float> rows = rows_of(dense, 0, 0, kTokens);
+  const Selected found =
+      select_rows(pool, dense, setting, rows, {0, int32_t(kTokens)}, {int32_t(kTokens)});
+  const std::vector<float> all = dense.lse();
+  attention::PagedMask mask;
+  mask.blocks = {found.words.data(), setting.block_size, kHeads.q, found.query_blocks,
+                 found.row_words};
+  sparse.use_mask(&mask);
+  sparse.step(pool, 0, 0, kTokens, 0);
+  for (int64_t head = 0; head < kHeads.q; ++head) {
+    for (int64_t i = 0; i < found.query_blocks; ++i) {
+      double kept = 0.0;
+      int64_t count = 0;
+      for (int64_t t = i * kQueryBlock; t < std::min(kTokens, (i + 1) * kQueryBlock); ++t) {
+        const size_t at = size_t(t * kHeads.q + head);
+        if (std::isnan(lse[at])) continue;
+        EXPECT_NEAR(lse[at], all[at], 4e-5f);
+        kept += std::exp(double(sparse.lse()[at]) - double(lse[at]));
+        ++count;
+      }
+      EXPECT_EQ(count, ceil_div(std::min(kTokens - i * kQueryBlock, kQueryBlock), int64_t{16}));
+      EXPECT_NEAR(kept / double(count),
+                  found.stats[size_t(head * found.query_blocks + i)].kept_share, 1e-4);
     }
   }
 }

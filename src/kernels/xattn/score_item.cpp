@@ -79,12 +79,13 @@ class RowBatch {
 
   // Where the words of the row go that push() adds.
   uint32_t* next() { return scratch_.rows + count_ * keys_.words; }
-  // `weight` of the row's shares goes to out.
-  void push(int64_t visible, float bias, float weight, float* out) {
+  // `weight` of the row's shares goes to out, its log-sum-exp to lse unless that is null.
+  void push(int64_t visible, float bias, float weight, float* out, float* lse = nullptr) {
     visible_[count_] = visible;
     bias_[count_] = bias;
     weight_[count_] = weight;
     out_[count_] = out;
+    lse_[count_] = lse;
     if (++count_ == kMaxRows) flush();
   }
 
@@ -110,8 +111,9 @@ class RowBatch {
     (keys_.pairs ? table.pairs : table.floats)(tile);
     for (int64_t r = 0; r < count_; ++r) {
       const int64_t segments = ceil_div(visible_[r], keys_.segment);
-      table.shares(tile.top + r * tile.stride, tile.sum + r * tile.stride, segments,
-                   scratch_.share);
+      const attention::RowMass mass = table.shares(
+          tile.top + r * tile.stride, tile.sum + r * tile.stride, segments, scratch_.share);
+      if (lse_[r] != nullptr) *lse_[r] = (mass.top + std::log2(mass.sum)) / attention::kLog2E;
       add(segments, weight_[r]);
       if (r + 1 == count_ || out_[r + 1] != out_[r]) add_to(out_[r]);
     }
@@ -136,7 +138,7 @@ class RowBatch {
   int64_t count_ = 0, summed_ = 0;
   int64_t visible_[kMaxRows];
   float bias_[kMaxRows], weight_[kMaxRows];
-  float* out_[kMaxRows];
+  float *out_[kMaxRows], *lse_[kMaxRows];
 };
 
 class ItemRun {
@@ -308,7 +310,10 @@ class ItemRun {
   void exact_row(RowBatch& batch, int64_t head, int64_t v, float row_weight) {
     if (visible(v) == 0) return;
     pack(load(head, v, 1), setup_.pairs, batch.next());
-    batch.push(visible(v), 0.0f, row_weight, out(head));
+    float* lse = item_.row_lse == nullptr
+                     ? nullptr
+                     : item_.row_lse + (v - item_.first) * item_.lse_stride + head;
+    batch.push(visible(v), 0.0f, row_weight, out(head), lse);
   }
   void pooled(RowBatch& batch, const EstimatorTerm& term, int64_t head) {
     const float row_weight = group_weight(term);

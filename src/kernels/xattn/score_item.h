@@ -29,6 +29,10 @@ struct ScoreItem {
   float* out = nullptr;
   int64_t out_stride = 0;
   float factor = 1.0f;
+  // Null, or where the exact rows' log-sum-exps go: of index v and head h at
+  // row_lse[(v - first) * lse_stride + h].
+  float* row_lse = nullptr;
+  int64_t lse_stride = 0;
 };
 
 struct ScoreSetup {

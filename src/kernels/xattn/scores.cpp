@@ -185,6 +185,9 @@ void BlockScores::score(int64_t item, std::byte* scratch, std::byte* workspace) 
   work.out = out;
   work.out_stride = rows == 1 ? 0 : head_size;
   work.factor = 1.0f / float(group / rows);
+  if (args_.row_lse != nullptr)
+    work.row_lse = args_.row_lse + work.q_begin * args_.lse_stride + work.first_head;
+  work.lse_stride = args_.lse_stride;
   score_item(setup, work, longest_k_, scratch);
 }
 
