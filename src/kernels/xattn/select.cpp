@@ -47,12 +47,37 @@ RowStats keep_where(const Row& row, Keep keep) {
   return {kept, int32_t(row.end), share};
 }
 
-// Units of the blocks whose score is free (not forced) and above `key`.
-uint64_t units_above(const Row& row, uint32_t key) {
-  uint64_t sum = 0;
-  for (int64_t j = 0; j < row.end; ++j) {
-    const bool above = key_at(row.scores, j) > key && !is_forced(row.forced, j);
-    sum += above ? row.units(j) : 0;
+// The blocks that are not forced, some at a time: what a step of the bisection reads.
+struct FreeBlocks {
+  static constexpr int64_t kMost = 1024;
+  uint32_t keys[kMost];
+  uint64_t units[kMost];
+  int64_t count = 0;
+
+  // Blocks from `begin` on; returns where the next ones begin.
+  int64_t fill(const Row& row, int64_t begin) {
+    count = 0;
+    for (; begin < row.end && count < kMost; ++begin) {
+      if (is_forced(row.forced, begin)) continue;
+      keys[count] = key_at(row.scores, begin);
+      units[count++] = row.units(begin);
+    }
+    return begin;
+  }
+  uint64_t above(uint32_t key) const {
+    uint64_t sum = 0;
+    for (int64_t j = 0; j < count; ++j) sum += keys[j] > key ? units[j] : 0;
+    return sum;
+  }
+};
+
+// Units of the free blocks whose score is above `key`. `first` holds those before block `filled`.
+uint64_t units_above(const Row& row, const FreeBlocks& first, int64_t filled, uint32_t key) {
+  uint64_t sum = first.above(key);
+  for (int64_t begin = filled; begin < row.end;) {
+    FreeBlocks others;
+    begin = others.fill(row, begin);
+    sum += others.above(key);
   }
   return sum;
 }
@@ -70,15 +95,17 @@ RowStats keep_share(const Row& row, uint32_t threshold) {
   const uint64_t need = required - forced;
   // The smallest key above which the free blocks hold less than is needed: blocks above it are kept
   // and blocks below it are not; of those at it, the first ones until the sum is reached.
+  FreeBlocks first;
+  const int64_t filled = first.fill(row, 0);
   uint32_t low = 0, high = row.max_key;
   while (low < high) {
     const uint32_t middle = low + (high - low) / 2;
-    if (units_above(row, middle) < need)
+    if (units_above(row, first, filled, middle) < need)
       high = middle;
     else
       low = middle + 1;
   }
-  uint64_t held = units_above(row, low);
+  uint64_t held = units_above(row, first, filled, low);
   return keep_where(row, [&](int64_t j) {
     const uint32_t key = key_at(row.scores, j);
     if (key != low) return key > low;

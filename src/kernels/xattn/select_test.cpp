@@ -277,6 +277,27 @@ TEST(Select, LargerThresholdKeepsASupersetAndItsShare) {
   }
 }
 
+// More blocks than a step of the search holds at a time.
+TEST(Select, LongRowsEqualSorting) {
+  constexpr int64_t kBlocks = 5003;
+  const int32_t cu_q[] = {0, 128}, cu_k[] = {0, int32_t(kBlocks * 128)};
+  for (int kind = 0; kind < 4; ++kind) {
+    Problem p;
+    for (uint64_t j = 0; j < kBlocks; ++j) p.scores.push_back(random_score(7, j, kind));
+    p.threshold = {0.8f};
+    p.args.scores = p.scores.data();
+    p.args.threshold = p.threshold.data();
+    p.args.cu_seqlens_q = cu_q;
+    p.args.cu_seqlens_k = cu_k;
+    p.args.batch = p.args.heads = p.args.query_blocks = 1;
+    p.args.key_blocks = kBlocks;
+    const Masks expected = run(p, [](const SelectArgs& args, int64_t) { select_ref(args); });
+    const Masks found = run(p, [](const SelectArgs& args, int64_t) { select(args, 0, 1); });
+    EXPECT_EQ(found.words, expected.words) << kind;
+    EXPECT_LT(found.stats[0].kept, kBlocks) << kind;
+  }
+}
+
 TEST(Select, ScalingByAPowerOfTwoChangesNothing) {
   std::vector<float> scores, scaled;
   for (uint64_t j = 0; j < 50; ++j) {
