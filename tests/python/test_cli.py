@@ -651,6 +651,28 @@ def test_eval_finds_what_stands_far_back(longspur_json, smollm2):
     assert out["mean"] > 0.8
 
 
+def test_nvfp4_cache_is_small_and_close(longspur_json, smollm2, tmp_path):
+    """What `--kv-type nvfp4` promises, on English text: bytes, quality, no matter how it is cut."""
+    from pydoc_data.topics import topics
+
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(topics[name] for name in sorted(topics))[:12000])
+    flags = ("perplexity", "-m", smollm2, "--text", text, "--context", 1024)
+    nvfp4 = ("--kv-type", "nvfp4")
+    plain, packed = longspur_json(*flags), longspur_json(*flags, *nvfp4)
+    assert plain["tokens"] == packed["tokens"] > 1000
+    assert 0 < abs(packed["perplexity"] / plain["perplexity"] - 1) < 0.015
+    cut = longspur_json(*flags, *nvfp4, "--prefill-chunk", 100)
+    assert abs(cut["nll"] - packed["nll"]) < 1e-3
+    bytes_at = [
+        longspur_json("inspect", smollm2, "--max-context", 8192, "--max-sequences", 1, *kind)[
+            "memory"
+        ]["kv_bytes"]
+        for kind in ((), nvfp4)
+    ]
+    assert bytes_at[1] <= 0.30 * bytes_at[0]
+
+
 # ---- chat
 
 

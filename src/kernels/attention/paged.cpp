@@ -244,6 +244,23 @@ class Run {
     }
   }
 
+  bool stores_late() const {
+    if (kv_.type != KvType::kNVFP4) return false;
+    for (int64_t b = 0; b < shape_.batch; ++b) {
+      if (stored_late(first_position(b), shape_.kv_lens[b])) return true;
+    }
+    return false;
+  }
+
+  // Rows of the newest block that rope_append could not store, since attention had to read what its
+  // bf16 pages held.
+  void store_late(int64_t b, int64_t kv_head) const {
+    const int64_t kv_len = shape_.kv_lens[b], tokens = kv_len % kPageTokens;
+    if (!stored_late(first_position(b), kv_len)) return;
+    store_rows(newest_quarters(kv_.pool, page_bytes(kv_.type, kv_.head_dim), side_of(b, kv_head)),
+               0, tokens, kv_.head_dim, fresh_rows(shape_.cu_seqlens[b + 1] - tokens, kv_head));
+  }
+
  private:
   static constexpr int64_t kUnitsAPage = 8;  // pieces of a page of means
 
@@ -255,6 +272,17 @@ class Run {
 
   std::byte* means_of(int64_t b, int64_t kv_head) const {
     return means_ + all_means(batch_, kv_, b) + kv_head * MeansLayout(batch_, kv_, b).bytes;
+  }
+
+  int64_t first_position(int64_t b) const {
+    return shape_.kv_lens[b] - (shape_.cu_seqlens[b + 1] - shape_.cu_seqlens[b]);
+  }
+  const int32_t* side_of(int64_t b, int64_t kv_head) const {
+    return kv_.block_table + (b * kv_.kv_heads + kv_head + 1) * kv_.max_blocks - kSideBlocks;
+  }
+  KvRows fresh_rows(int64_t row, int64_t kv_head) const {
+    const float* keys = args_.q + row * args_.ldq + (args_.heads + kv_head) * kv_.head_dim;
+    return {keys, keys + kv_.kv_heads * kv_.head_dim, args_.ldq};
   }
 
   int64_t chunk_heads(const Cut& cut, int64_t chunk) const {
@@ -278,8 +306,8 @@ class Run {
     tile.page_bytes = page_bytes(kv_.type, kv_.head_dim);
     tile.pages = kv_.block_table + (b * kv_.kv_heads + kv_head) * kv_.max_blocks;
     tile.type = kv_.type;
-    tile.side = tile.pages + kv_.max_blocks - side_blocks(kv_.type);
-    tile.partial_block = cut.kv_len % kPageTokens == 0 ? -1 : cut.kv_len / kPageTokens;
+    if (kv_.type == KvType::kNVFP4)
+      set_nvfp4(tile, kv_, shape_, args_.q, args_.ldq, args_.heads, b, kv_head);
     const int64_t first_key =
         args_.window > 0 ? std::max<int64_t>(0, tile.first_position + 1 - args_.window) : 0;
     tile.first_block = first_key / kPageTokens;
@@ -366,9 +394,12 @@ void paged_attention(Team& team,
   }
   team.dynamic_for(run.items(), 1,
                    [&](int64_t begin, int64_t) { run.attend_item(begin, team.rank()); });
-  if (!run.any_split()) return;
-  team.dynamic_for(shape.batch * kv.kv_heads, 1,
-                   [&](int64_t i, int64_t) { run.merge(i / kv.kv_heads, i % kv.kv_heads); });
+  const bool late = run.stores_late();
+  if (!run.any_split() && !late) return;
+  team.dynamic_for(shape.batch * kv.kv_heads, 1, [&](int64_t i, int64_t) {
+    run.merge(i / kv.kv_heads, i % kv.kv_heads);
+    if (late) run.store_late(i / kv.kv_heads, i % kv.kv_heads);
+  });
 }
 
 void rope_append(Team& team,
@@ -403,18 +434,13 @@ void rope_append(Team& team,
     piece.pages = row + block;
     piece.side = row + kv.max_blocks - side_blocks(kv.type);
     piece.max_blocks = kv.max_blocks;
+    piece.later = kv.type == KvType::kNVFP4 && stored_late(start, shape.kv_lens[b]);
     active_table().append(piece);
   };
   team.dynamic_for(units, 1, [&](int64_t unit, int64_t) {
     int64_t b = 0;
     for (; unit >= units_of(b); ++b) unit -= units_of(b);
-    // The first block of a piece may fill the bf16 pages that the last one then takes over: one
-    // thread does both, in this order.
-    const int64_t last = units_of(b) - 1;
-    const bool ordered = kv.type == KvType::kNVFP4 && last > 0;
-    if (ordered && unit == last) return;
     append_unit(b, unit);
-    if (ordered && unit == 0) append_unit(b, last);
   });
 }
 

@@ -21,11 +21,14 @@ namespace longspur::kernels::attention {
 inline constexpr int kPageTokens = 64;
 enum class KvType { kBF16, kF32, kNVFP4 };
 
-// kNVFP4: D is a multiple of 16, at most kMaxNvfp4Dim. Block 0 and the newest block, while it is
-// not full, are kept in bf16, in kSideBlocks further pages that each row of the block table ends
-// with; a block is quantised when its last token is appended (nvfp4_page.h).
+// kNVFP4: D is a multiple of 16, at most kMaxNvfp4Dim. A query reads block 0 and its own block in
+// bf16, every other one in NVFP4. Block 0 and the newest block, while it is not full, are kept in
+// bf16 with the help of kSideBlocks further pages, which each row of the block table ends with; a
+// block is quantised when its last token is appended (nvfp4_page.h). rope_append rotates q and k of
+// the rows once more, by a Hadamard matrix, and paged_attention reads k and v of the rows, not only
+// q: the two are called in this order with the same rows.
 inline constexpr int64_t kMaxNvfp4Dim = 512;
-inline constexpr int64_t kSideBlocks = 8;
+inline constexpr int64_t kSideBlocks = 7;
 inline constexpr int64_t side_blocks(KvType type) {
   return type == KvType::kNVFP4 ? kSideBlocks : 0;
 }
@@ -71,7 +74,8 @@ void rope_append(Team& team,
                  const PagedKv& kv);
 
 struct AttentionArgs {
-  const float* q = nullptr;  // [T, H, D], rows at stride ldq
+  // [T, H, D], rows at stride ldq. kNVFP4: rows of qkv, k and v follow.
+  const float* q = nullptr;
   int64_t ldq = 0;
   float* out = nullptr;  // [T, H, D], rows at stride ldo
   int64_t ldo = 0;
@@ -120,7 +124,8 @@ void paged_attention(Team& team,
 std::string_view active_isa();
 void limit_isa(std::string_view isa);  // for tests; throws Error on an unknown or unavailable name
 
-// Reference: plain loops in double over the same pages; the oracle of the tests.
+// Reference: plain loops in double over the same pages, as rope_append leaves them (paged_attention
+// stores a few more rows of kNVFP4); the oracle of the tests.
 void paged_attention_ref(const AttentionArgs& args,
                          const BatchShape& shape,
                          const PagedKv& kv,

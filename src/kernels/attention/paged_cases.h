@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <string>
 #include <vector>
@@ -15,6 +16,7 @@
 #include "base/rng.h"
 #include "base/shape.h"
 #include "base/thread_pool.h"
+#include "kernels/attention/nvfp4_page.h"
 #include "kernels/attention/paged.h"
 #include "kernels/attention/rope.h"
 #include "kernels/attention/tile.h"
@@ -58,6 +60,7 @@ class Cache {
     max_blocks_ += side_blocks(type);
     const int64_t table = int64_t(lengths_.size()) * heads_.kv * max_blocks_;
     pool_ = AlignedBuffer(size_t(table * page_bytes(type, heads.dim)));
+    appended_ = AlignedBuffer(pool_.size());
     // What an unused slot holds must never matter.
     std::fill_n(pool_.as<float>(), pool_.size() / 4, std::numeric_limits<float>::quiet_NaN());
     table_.resize(size_t(table));
@@ -113,21 +116,23 @@ class Cache {
     std::vector<float> out(size_t(cu_seqlens.back()) * size_t(heads_.q * heads_.dim));
     const AttentionArgs args = arguments(rows, out, window, cu_seqlens.back());
     AlignedBuffer workspace(size_t(workspace_bytes(shape, heads_.q, paged, pool.size(), mask_)));
-    pool.run([&](Team& team) {
-      rope_append(team, append, shape, paged);
-      paged_attention(team, args, shape, paged, workspace.data(), mask_);
-    });
+    pool.run([&](Team& team) { rope_append(team, append, shape, paged); });
+    std::memcpy(appended_.data(), pool_.data(), pool_.size());
+    pool.run(
+        [&](Team& team) { paged_attention(team, args, shape, paged, workspace.data(), mask_); });
     return out;
   }
 
   // The oracle for the rotated rows [begin, end) of sequence b.
   std::vector<float> reference(size_t b, int64_t begin, int64_t end, int64_t window) {
     std::vector<float> rows(row(b, begin), row(b, begin) + (end - begin) * width());
-    for (int64_t t = 0; t < end - begin; ++t) rotate_query(rows.data() + t * width(), begin + t);
+    for (int64_t t = 0; t < end - begin; ++t) rotate_row(rows.data() + t * width(), begin + t);
     std::vector<float> out(size_t((end - begin) * heads_.q * heads_.dim));
     const int32_t cu[2] = {0, int32_t(end - begin)};
     const int32_t length = int32_t(end);
-    paged_attention_ref(arguments(rows, out, window, end - begin), {1, cu, &length}, kv(b), mask_);
+    PagedKv paged = kv(b);
+    paged.pool = appended_.data();
+    paged_attention_ref(arguments(rows, out, window, end - begin), {1, cu, &length}, paged, mask_);
     return out;
   }
 
@@ -153,11 +158,12 @@ class Cache {
     return args;
   }
 
-  // Rotates the query heads of one row; for bf16 and NVFP4 pages rounds them as the kernels do, so
+  // Rotates the heads of one row; for bf16 and NVFP4 pages rounds the queries as the kernels do, so
   // that the comparison is about everything else.
-  void rotate_query(float* q, int64_t position) const {
+  void rotate_row(float* row, int64_t position) const {
     const int64_t half = heads_.dim / 2;
-    for (int64_t h = 0; h < heads_.q; ++h, q += heads_.dim) {
+    for (int64_t h = 0; h < heads_.q + heads_.kv; ++h) {
+      float* q = row + h * heads_.dim;
       for (int64_t i = 0; i < half; ++i) {
         const float c = rope_.cos[size_t(position * half + i)];
         const float s = rope_.sin[size_t(position * half + i)];
@@ -165,7 +171,8 @@ class Cache {
         q[i] = a * c - b * s;
         q[i + half] = b * c + a * s;
       }
-      if (type_ == KvType::kF32) continue;
+      if (type_ == KvType::kNVFP4) rotate_heads(q, heads_.dim, heads_.dim);
+      if (type_ == KvType::kF32 || h >= heads_.q) continue;
       const float factor = scale() * kLog2E;
       for (int64_t i = 0; i < heads_.dim; ++i)
         q[i] = bf16_to_float(float_to_bf16(q[i] * factor)) / factor;
@@ -176,7 +183,7 @@ class Cache {
   KvType type_;
   std::vector<int64_t> lengths_;
   int64_t max_blocks_ = 0;
-  AlignedBuffer pool_;
+  AlignedBuffer pool_, appended_;  // appended: after the last call's rope_append
   std::vector<int32_t> table_;
   std::vector<std::vector<float>> qkv_;
   RopeParams rotary_;

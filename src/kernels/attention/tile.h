@@ -24,6 +24,13 @@ inline int64_t value_offset(KvType type, int64_t d) {
   return kPageTokens * d * (type == KvType::kF32 ? 4 : 2);
 }
 
+// Keys and values of consecutive tokens of one KV head, as rows of qkv hold them.
+struct KvRows {
+  const float* keys;
+  const float* values;
+  int64_t ld;
+};
+
 struct Tile {
   const float* q;  // first token's first head of the group; heads are D apart
   int64_t ldq;
@@ -46,9 +53,14 @@ struct Tile {
   int64_t mean_begin, mean_end;
   float mean_offset;
   KvType type;
-  const int32_t* side;    // kNVFP4: the kSideBlocks pages in bf16
-  int64_t partial_block;  // kNVFP4: the block that is not full, or -1
-  int64_t later_block;    // where this thread will probably read next; -1: unknown
+  int64_t later_block;  // where this thread will probably read next; -1: unknown
+  // kNVFP4 (set_nvfp4): the kSideBlocks pages in bf16; the block that is not full, or -1, and
+  // whether they hold all of it; this call's rows, from position fresh_begin on.
+  const int32_t* side;
+  int64_t partial_block;
+  bool partial_stored;
+  KvRows fresh;
+  int64_t fresh_begin;
   // Results: normalised rows to out, or (o, m, l) of each row to partial when that is given.
   float* out;  // like q, at stride ldo
   int64_t ldo;
@@ -91,6 +103,7 @@ struct AppendUnit {
   const int32_t* pages;  // page of KV head g of this block at pages[g * max_blocks]
   const int32_t* side;   // kNVFP4: of KV head g at side[g * max_blocks]
   int64_t max_blocks;
+  bool later;  // kNVFP4: rows of the newest block are stored when attention is done
 };
 
 // Means of the keys and values of mask blocks [first, end) of the pages of a tile, as tokens of one

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/shape.h"
+#include "kernels/attention/nvfp4_page.h"
 #include "kernels/attention/tile.h"
 #include "kernels/xattn/score_item.h"
 
@@ -99,8 +100,9 @@ class Plan {
     tile.page_bytes = attention::page_bytes(kv_.type, kv_.head_dim);
     tile.pages = kv_.block_table + (b * kv_.kv_heads + kv_head) * kv_.max_blocks;
     tile.type = kv_.type;
-    tile.side = tile.pages + kv_.max_blocks - attention::side_blocks(kv_.type);
-    tile.partial_block = tokens % kPageTokens == 0 ? -1 : tokens / kPageTokens;
+    tile.tokens = tokens;  // of the sequence: a block is opened as far as it goes
+    if (kv_.type == KvType::kNVFP4)
+      attention::set_nvfp4(tile, kv_, shape_, args_.q, args_.ldq, args_.heads, b, kv_head);
     return tile;
   }
   // Pages as blocks of keys; the tile must outlive them.

@@ -23,7 +23,8 @@ struct KeyMeans {
 };
 
 struct PagedSelectArgs {
-  const float* q = nullptr;  // [T, H, D] after rope_append, rows at stride ldq
+  // [T, H, D] after rope_append, rows at stride ldq. kNVFP4: rows of qkv, k and v follow.
+  const float* q = nullptr;
   int64_t ldq = 0;
   int64_t heads = 0;  // H
   float scale = 0.0f;

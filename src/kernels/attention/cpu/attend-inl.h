@@ -34,57 +34,93 @@ inline void finish_rows(const Tile& tile, const RowState* states, const float* o
 template <class Word>
 void attend_means(const Tile& tile, const TileScratch& scratch, RowState* states);
 
+// A full page, for queries of later blocks.
 template <class Word>
 inline const std::byte* open_page(const Tile& tile, int64_t block, std::byte* scratch) {
-  if (tile.type == KvType::kNVFP4) return open_nvfp4(tile, block, scratch);
+  if (tile.type == KvType::kNVFP4)
+    return block == 0 ? open_bf16(tile, 0, scratch) : open_nvfp4(tile, block, scratch);
   return tile.pool + int64_t(tile.pages[block]) * tile.page_bytes;
+}
+
+// Rows [begin, end) of a tile against one page. next: the page to come, or null. A tile with few
+// rows waits for memory, not for arithmetic: while it works on a page, the same part of the next
+// page is on its way.
+template <class Word>
+inline void attend_page(const Tile& tile,
+                        const TileScratch& scratch,
+                        RowState* states,
+                        int64_t block,
+                        const std::byte* page,
+                        const std::byte* next,
+                        int64_t begin,
+                        int64_t end) {
+  constexpr int kPack = PageType<Word>::kPack;
+  const int64_t d = tile.head_dim, dp = padded_dim(d), rows = end - begin;
+  const int64_t q_words = d / kPack, p_words = kPageTokens / kPack;
+  const int64_t offset = value_offset(PageType<Word>::kType, d);
+  const auto* q = static_cast<const Word*>(scratch.q) + begin * q_words;
+  auto* p = static_cast<Word*>(scratch.p);
+  float* o = scratch.o + begin * dp;
+  product<Word>(rows, q, q_words, reinterpret_cast<const Word*>(page), kPageTokens, q_words,
+                scratch.s, kPageTokens, false, reinterpret_cast<const Word*>(next));
+  const int64_t last_position = tile.first_position + tile.tokens - 1;
+  const bool causal_edge = (block + 1) * kPageTokens > tile.first_position + 1;
+  const bool window_edge = tile.window > 0 && block * kPageTokens <= last_position - tile.window;
+  for (int64_t r = 0; r < rows; ++r) {
+    float* s = scratch.s + r * kPageTokens;
+    if (causal_edge || window_edge)
+      mask_row(s, block, tile.first_position + (begin + r) / tile.group, tile.window);
+    softmax_row<Word, true>(s, 1.0f, states[begin + r], o + r * dp, dp, p + r * p_words);
+  }
+  product<Word>(rows, p, p_words, reinterpret_cast<const Word*>(page + offset), dp, p_words, o, dp,
+                true, reinterpret_cast<const Word*>(next == nullptr ? nullptr : next + offset));
+}
+
+// Queries of the block itself read it in bf16, later ones in NVFP4; block 0 is bf16 for all.
+template <class Word>
+inline void attend_nvfp4(const Tile& tile,
+                         const TileScratch& scratch,
+                         RowState* states,
+                         int64_t block) {
+  const auto rows_before = [&](int64_t position) {
+    return std::clamp<int64_t>(position - tile.first_position, 0, tile.tokens) * tile.group;
+  };
+  const int64_t begin = rows_before(block * kPageTokens), rows = tile.tokens * tile.group;
+  const int64_t end = block == 0 ? rows : rows_before((block + 1) * kPageTokens);
+  if (begin < end) {
+    const std::byte* page = open_bf16(tile, block, scratch.page);
+    attend_page<Word>(tile, scratch, states, block, page, nullptr, begin, end);
+  }
+  if (end < rows) {
+    const std::byte* page = open_nvfp4(tile, block, scratch.page);
+    attend_page<Word>(tile, scratch, states, block, page, nullptr, end, rows);
+  }
 }
 
 template <class Word>
 void attend(const Tile& tile, const TileScratch& scratch) {
-  constexpr int kPack = PageType<Word>::kPack;
   const int64_t rows = tile.tokens * tile.group, d = tile.head_dim, dp = padded_dim(d);
   auto* q = static_cast<Word*>(scratch.q);
-  auto* p = static_cast<Word*>(scratch.p);
-  const int64_t q_words = d / kPack, p_words = kPageTokens / kPack;
   RowState states[kMaxRows];
   for (int64_t r = 0; r < rows; ++r) {
     const float* from = tile.q + (r / tile.group) * tile.ldq + (r % tile.group) * d;
-    pack_query(from, d, tile.scale * kLog2E, q + r * q_words);
+    pack_query(from, d, tile.scale * kLog2E, q + r * (d / PageType<Word>::kPack));
     states[r] = {-INFINITY, 0.0f};
   }
   std::memset(scratch.o, 0, size_t(rows * dp) * sizeof(float));
-  const int64_t last_position = tile.first_position + tile.tokens - 1;
+  const auto page_of = [&](int64_t block) {
+    return block < 0 ? nullptr : tile.pool + int64_t(tile.pages[block]) * tile.page_bytes;
+  };
   int64_t following = listed_block(tile, tile.first_block);
   while (following < tile.end_block) {
     const int64_t block = following;
     following = listed_block(tile, block + 1);
-    const bool packed = tile.type == KvType::kNVFP4;
-    const std::byte* page = open_page<Word>(tile, block, scratch.page);
-    const auto* keys = reinterpret_cast<const Word*>(page);
-    const auto* values =
-        reinterpret_cast<const Word*>(page + value_offset(PageType<Word>::kType, d));
-    // A tile with few rows waits for memory, not for arithmetic: while it works on a page, the same
-    // part of the next page is on its way.
-    const int64_t next_block = packed                       ? -1
-                               : following < tile.end_block ? following
-                                                            : tile.later_block;
-    const std::byte* next =
-        next_block < 0 ? nullptr : tile.pool + int64_t(tile.pages[next_block]) * tile.page_bytes;
-    const auto* next_keys = reinterpret_cast<const Word*>(next);
-    const auto* next_values = reinterpret_cast<const Word*>(
-        next == nullptr ? nullptr : next + value_offset(PageType<Word>::kType, d));
-    product<Word>(rows, q, q_words, keys, kPageTokens, q_words, scratch.s, kPageTokens, false,
-                  next_keys);
-    const bool causal_edge = (block + 1) * kPageTokens > tile.first_position + 1;
-    const bool window_edge = tile.window > 0 && block * kPageTokens <= last_position - tile.window;
-    for (int64_t r = 0; r < rows; ++r) {
-      float* s = scratch.s + r * kPageTokens;
-      if (causal_edge || window_edge)
-        mask_row(s, block, tile.first_position + r / tile.group, tile.window);
-      softmax_row<Word, true>(s, 1.0f, states[r], scratch.o + r * dp, dp, p + r * p_words);
+    if (tile.type == KvType::kNVFP4) {
+      attend_nvfp4<Word>(tile, scratch, states, block);
+      continue;
     }
-    product<Word>(rows, p, p_words, values, dp, p_words, scratch.o, dp, true, next_values);
+    const std::byte* next = page_of(following < tile.end_block ? following : tile.later_block);
+    attend_page<Word>(tile, scratch, states, block, page_of(block), next, 0, rows);
   }
   if (tile.means != nullptr) attend_means<Word>(tile, scratch, states);
   finish_rows<Word>(tile, states, scratch.o, dp);
@@ -154,6 +190,7 @@ void append(const AppendUnit& unit) {
       if (norm != nullptr) norm_head(row + h * d, norm, d, args.norm_eps);
       rotate_head(row + h * d, cos, sin, half);
     }
+    if (unit.type == KvType::kNVFP4) rotate_heads(row, (args.heads + unit.kv_heads) * d, d);
   }
   for (int64_t g = 0; g < unit.kv_heads; ++g) {
     if (unit.type == KvType::kNVFP4)

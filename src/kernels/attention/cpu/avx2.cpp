@@ -2,6 +2,7 @@
 // (anonymous namespace).
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -45,6 +46,19 @@ struct Simd {
     const __m256i words = _mm256_blend_epi16(_mm256_srli_epi32(_mm256_castps_si256(low), 16),
                                              _mm256_castps_si256(high), 0xaa);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), words);
+  }
+  // The same with something added to the low and to the high numbers, which rounds them (halves
+  // away from zero).
+  static void decode_pairs(const uint8_t* codes, F scale, F add_low, F add_high, uint32_t* out) {
+    const __m256i half = _mm256_set1_epi32(0x8000);
+    const __m256i index =
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes)));
+    const F low = _mm256_fmadd_ps(decode(index), scale, add_low);
+    const F high = _mm256_fmadd_ps(decode(_mm256_srli_epi32(index, 4)), scale, add_high);
+    const __m256i low_bits = _mm256_add_epi32(_mm256_castps_si256(low), half);
+    const __m256i high_bits = _mm256_add_epi32(_mm256_castps_si256(high), half);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out),
+                        _mm256_blend_epi16(_mm256_srli_epi32(low_bits, 16), high_bits, 0xaa));
   }
   static F decode(__m256i codes) {  // of the low nibbles
     const F magnitudes = _mm256_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f);

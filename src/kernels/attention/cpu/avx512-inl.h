@@ -54,6 +54,22 @@ struct Simd {
                                                 0xaaaaaaaau, _mm512_castps_si512(high));
     _mm512_storeu_si512(out, words);
   }
+  // The same with something added to the low and to the high numbers, which rounds them (halves
+  // away from zero).
+  static void decode_pairs(const uint8_t* codes, F scale, F add_low, F add_high, uint32_t* out) {
+    const F values = _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, 0.0f, -0.5f,
+                                    -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f);
+    const __m512i half = _mm512_set1_epi32(0x8000);
+    const __m512i index =
+        _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
+    const F low = _mm512_fmadd_ps(_mm512_permutexvar_ps(index, values), scale, add_low);
+    const F high = _mm512_fmadd_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(index, 4), values),
+                                   scale, add_high);
+    const __m512i low_bits = _mm512_add_epi32(_mm512_castps_si512(low), half);
+    const __m512i high_bits = _mm512_add_epi32(_mm512_castps_si512(high), half);
+    _mm512_storeu_si512(
+        out, _mm512_mask_mov_epi16(_mm512_srli_epi32(low_bits, 16), 0xaaaaaaaau, high_bits));
+  }
 
   static F zero() { return _mm512_setzero_ps(); }
   static F set1(float x) { return _mm512_set1_ps(x); }

@@ -2,6 +2,7 @@
 // units (anonymous namespace).
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 

@@ -2,6 +2,7 @@
 // shared with other units (anonymous namespace).
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 

@@ -43,14 +43,25 @@ struct Simd {
   // kWidth bytes of two E2M1 codes to words of two bf16, the low nibble's value in the low half;
   // the products are exact in bf16.
   static void decode_pairs(const uint8_t* codes, const F& low, const F& high, uint32_t* out) {
-    static constexpr float kValues[] = {0.0f, 0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4.0f,  6.0f,
-                                        0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
     for (int i = 0; i < kWidth; ++i) {
-      const float a = kValues[codes[i] & 15] * low.x[i], b = kValues[codes[i] >> 4] * high.x[i];
+      const float a = kE2m1[codes[i] & 15] * low.x[i], b = kE2m1[codes[i] >> 4] * high.x[i];
       uint32_t bits[2];
       std::memcpy(&bits[0], &a, 4);
       std::memcpy(&bits[1], &b, 4);
       out[i] = bits[0] >> 16 | (bits[1] & 0xffff0000u);
+    }
+  }
+  // The same with something added to the low and to the high numbers, which rounds them (halves
+  // away from zero).
+  static void decode_pairs(
+      const uint8_t* codes, const F& scale, const F& add_low, const F& add_high, uint32_t* out) {
+    for (int i = 0; i < kWidth; ++i) {
+      const float a = kE2m1[codes[i] & 15] * scale.x[i] + add_low.x[i];
+      const float b = kE2m1[codes[i] >> 4] * scale.x[i] + add_high.x[i];
+      uint32_t bits[2];
+      std::memcpy(&bits[0], &a, 4);
+      std::memcpy(&bits[1], &b, 4);
+      out[i] = (bits[0] + 0x8000u) >> 16 | ((bits[1] + 0x8000u) & 0xffff0000u);
     }
   }
 

@@ -2,7 +2,11 @@
 // nvfp4_page-inl.h.
 
 inline const std::byte* open_block(const KeyBlocks& keys, int64_t block) {
-  if (keys.nvfp4 != nullptr) return open_nvfp4(*keys.nvfp4, block, keys.opened);
+  if (keys.nvfp4 != nullptr) {
+    const bool plain = block == 0 || block == keys.nvfp4->partial_block;
+    return plain ? open_bf16(*keys.nvfp4, block, keys.opened)
+                 : open_nvfp4(*keys.nvfp4, block, keys.opened);
+  }
   const int64_t at = keys.pages == nullptr ? block : keys.pages[block];
   return keys.base + at * keys.bytes;
 }
