@@ -140,14 +140,15 @@ std::vector<Case> cases() {
 }
 
 TEST(BlockSparse, KernelsMatchTheReference) {
+  uint64_t seed = 20;
   for (const Case& c : cases()) {
     const Problem p(c);
-    uint64_t seed = 20;
     for (const auto& [heads, block_size, density] :
          {std::tuple(c.heads, 128, 0.5f), {c.kv_heads, 64, 0.3f}, {int64_t{1}, 128, 0.7f}}) {
+      if (++seed % 2 == 0) continue;  // every second pair: each mask meets half of the cases
       SCOPED_TRACE(concat(testing::PrintToString(c), ": mask of ", heads, " heads, ", block_size,
                           " keys, density ", density));
-      const Mask mask(p, heads, block_size, density, ++seed);
+      const Mask mask(p, heads, block_size, density, seed);
       const Results expected = run_reference(p, mask.view());
       for_each_isa([&] { expect_close(run_kernels(p, mask.view()), expected, c.dtype); });
     }
@@ -170,15 +171,13 @@ TEST(BlockSparse, AllBlocksListedIsDenseBitForBit) {
     c.keys = {70, 64, 203};
     SCOPED_TRACE(testing::PrintToString(c));
     const Problem p(c);
-    for (const int64_t heads : {c.heads, c.kv_heads}) {
-      const Mask mask(p, heads, heads == c.heads ? 64 : 128, 1.0f);
-      for_each_isa([&] {
-        Results dense(p);
-        run_passes(attention::VarlenForward(forward_args(p, dense)),
-                   attention::VarlenBackward(backward_args(p, dense)), 1);
-        expect_equal(run_kernels(p, mask.view()), dense);
-      });
-    }
+    const Mask mask(p, c.causal ? c.heads : c.kv_heads, c.causal ? 64 : 128, 1.0f);
+    for_each_isa([&] {
+      Results dense(p);
+      run_passes(attention::VarlenForward(forward_args(p, dense)),
+                 attention::VarlenBackward(backward_args(p, dense)), 1);
+      expect_equal(run_kernels(p, mask.view()), dense);
+    });
   }
 }
 
