@@ -149,19 +149,18 @@ TEST(PagedSelect, IsPackedSelection) {
   for_each_isa([&] {
     for (const KvType type : {KvType::kF32, KvType::kBF16}) {
       for (const char* estimator : kEstimators) {
-        for (const int64_t block_size : {64, 128}) {
-          for (const int64_t mask_heads : {kHeads.q, kHeads.kv}) {
-            Cache cache(kHeads, type, {kTokens});
-            Setting setting;
-            setting.estimator = estimator;
-            setting.block_size = block_size;
-            setting.mask_heads = mask_heads;
-            std::vector<float> rows = rows_of(cache, 0, 0, kTokens);
-            const Selected found =
-                select_rows(pool, cache, setting, rows, {0, int32_t(kTokens)}, {int32_t(kTokens)});
-            EXPECT_EQ(found.words, packed(rows, setting, type))
-                << estimator << " block " << block_size << " type " << int(type);
-          }
+        for (const auto& [block_size, mask_heads] :
+             std::vector<std::pair<int64_t, int64_t>>{{64, kHeads.kv}, {128, kHeads.q}}) {
+          Cache cache(kHeads, type, {kTokens});
+          Setting setting;
+          setting.estimator = estimator;
+          setting.block_size = block_size;
+          setting.mask_heads = mask_heads;
+          std::vector<float> rows = rows_of(cache, 0, 0, kTokens);
+          const Selected found =
+              select_rows(pool, cache, setting, rows, {0, int32_t(kTokens)}, {int32_t(kTokens)});
+          EXPECT_EQ(found.words, packed(rows, setting, type))
+              << estimator << " block " << block_size << " type " << int(type);
         }
       }
     }
@@ -250,7 +249,7 @@ TEST(PagedSelect, ThresholdsOfTwoAreDenseAndTheGuardRaisesShares) {
 TEST(PagedSelect, ABatchIsItsSequencesOnAnyTeam) {
   const std::vector<int64_t> lengths = {300, 64, 500};
   for (const KvType type : kTypes) {
-    for (const char* estimator : kEstimators) {
+    for (const char* estimator : {kEstimators[1], kEstimators[3]}) {
       Setting setting;
       setting.estimator = estimator;
       ThreadPool one(1);
