@@ -34,6 +34,9 @@ __device__ float log_sum(const float* x, int count, int lane) {
   return highest + log2f(warp_sum(part));
 }
 
+// Loads of unrolled loops run ahead of the last row.
+__host__ __device__ int padded_rows(const ScorePlan& p) { return p.rows / 8 * 8 + 16; }
+
 // The rows of a block row as combine_kernel needs them.
 struct RowSums {
   float* log_sums;  // [rows]
@@ -65,7 +68,8 @@ __device__ void sum_rows(const ScorePlan& p, int64_t block_row, const RowSums& t
 __global__ void __launch_bounds__(kThreads) combine_kernel(const ScorePlan p) {
   extern __shared__ float shared[];
   wait_for_previous();
-  const RowSums sums{shared, shared + p.rows, reinterpret_cast<int*>(shared + 2 * p.rows)};
+  const int rows = padded_rows(p);
+  const RowSums sums{shared, shared + rows, reinterpret_cast<int*>(shared + 2 * rows)};
   const int heads_a_score = p.heads / p.score_heads;
   const int64_t out = blockIdx.x;  // (b score_heads + head) blocks + i
   const int i = int(out % p.blocks), head = int(out / p.blocks % p.score_heads);
@@ -106,7 +110,7 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(const ScorePlan p) {
 
 cudaError_t run_combine(const ScorePlan& p, cudaStream_t stream) {
   const int64_t grid = int64_t(p.batch) * p.score_heads * p.blocks;
-  combine_kernel<<<unsigned(grid), kThreads, size_t(p.rows) * 12, stream>>>(p);
+  combine_kernel<<<unsigned(grid), kThreads, size_t(padded_rows(p)) * 12, stream>>>(p);
   return cudaGetLastError();
 }
 

@@ -127,30 +127,9 @@ struct UnitRows {
   }
 };
 
-// 2^x in the multiplier pipe, for x up to 127: a polynomial on [-1/2, 1/2] and an exponent. The
-// special function unit alone would take as long as the tensor cores.
-__device__ inline float power_by_polynomial(float x) {
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
-  x = fminf(fmaxf(x, -126.0f), 127.0f);
-  const float shifted = x + kRound;
-  const float f = x - (shifted - kRound);
-  float y = fmaf(0.0095701f, f, 0.0559179f);
-  y = fmaf(y, f, 0.2402475f);
-  y = fmaf(y, f, 0.6931218f);
-  y = fmaf(y, f, 0.9999993f);
-  return __int_as_float(__float_as_int(y) + (__float_as_int(shifted) << 23));
-}
-
-template <int kPolynomial>  // of 32 powers
-__device__ inline float power(float x, int i) {
-  return i * kPolynomial / 32 != (i + 1) * kPolynomial / 32 ? power_by_polynomial(x)
-                                                            : power_of_two(x);
-}
-
 template <class S, int kBlock, bool kBias>
 struct Unit {
   static constexpr int kBlocks = kTileKeys / kBlock;  // of a tile
-  static constexpr int kPolynomial = 8;
 
   __device__ static float2 norm(uint32_t norms, int i) {
     float2 v{};
@@ -175,9 +154,8 @@ struct Unit {
       for (int h = 0; h < 2; ++h) {
         const float a = kBias ? fmaf(rows.bias[h], k.x, -rows.reference[h]) : -rows.reference[h];
         const float b = kBias ? fmaf(rows.bias[h], k.y, -rows.reference[h]) : -rows.reference[h];
-        sums[h][i * kBlocks / 16] +=
-            power<kPolynomial>(fmaf(x[i * 4 + h * 2], p.scale2, a), i * 2) +
-            power<kPolynomial>(fmaf(x[i * 4 + h * 2 + 1], p.scale2, b), i * 2 + 1);
+        sums[h][i * kBlocks / 16] += power_of_two(fmaf(x[i * 4 + h * 2], p.scale2, a)) +
+                                     power_of_two(fmaf(x[i * 4 + h * 2 + 1], p.scale2, b));
       }
     }
   }

@@ -1,6 +1,6 @@
 // The term `mean`: every query against the means of key blocks, the softmax of each, and the mean
 // of the 128 rows of a query block, without storing a row: a block of threads takes a query block,
-// keeps the powers of up to 512 key blocks in shared memory until the rows' sums are known, and
+// keeps the powers of up to 384 key blocks in shared memory until the rows' sums are known, and
 // adds them up over the rows by one product of the tensor cores. Key blocks before the last 512 are
 // multiplied twice.
 #include <cuda_runtime.h>
@@ -14,8 +14,10 @@ namespace longspur::kernels::xattn::cuda {
 namespace {
 
 constexpr int kTile = 128;     // query rows, and key blocks a turn
-constexpr int kKeptTiles = 4;  // of powers
-constexpr int kStages = 2;
+constexpr int kKeptTiles = 3;  // of powers
+constexpr int kStages = 2, kQueryStages = 2;
+constexpr int kParts = 3;                            // of a factor, as bf16
+constexpr int kPartBytes = kTile * 2;                // one part of all rows
 constexpr int kPowerPitch = kKeptTiles * kTile * 2;  // bytes of a row
 constexpr int kPowerBytes = kTile * kPowerPitch;
 constexpr float kLargestSum = 1e30f;
@@ -24,8 +26,8 @@ template <int kHeadDim>
 struct Shape {
   static constexpr int kDim = kHeadDim, kHalves = kDim / kHalf;
   static constexpr int kHalfBytes = kTile * kHalf * 2, kTileBytes = kHalves * kHalfBytes;
-  static constexpr int kBytes =
-      kTileBytes * (1 + kStages) + kPowerBytes + kTile * 4 + (2 * kStages + 2) * 8 + 1024;
+  static constexpr int kBytes = kTileBytes * (kQueryStages + kStages) + kPowerBytes +
+                                (kParts + 1) * kPartBytes + (kQueryStages + kStages) * 16 + 1024;
   static_assert(kBytes <= kSharedBytes);
 };
 
@@ -33,15 +35,15 @@ template <class S>
 struct Shared {
   __device__ explicit Shared(uint32_t address)
       : queries((address + 1023u) / 1024u * 1024u),
-        means(queries + S::kTileBytes),
+        means(queries + kQueryStages * S::kTileBytes),
         powers(means + kStages * S::kTileBytes),
         factors(powers + kPowerBytes),
-        mean_ring{factors + kTile * 4, factors + kTile * 4 + kStages * 8},
-        query_ring{factors + kTile * 4 + 2 * kStages * 8,
-                   factors + kTile * 4 + 2 * kStages * 8 + 8} {}
+        mean_ring{factors + (kParts + 1) * kPartBytes,
+                  factors + (kParts + 1) * kPartBytes + kStages * 8},
+        query_ring{mean_ring.empty + kStages * 8, mean_ring.empty + (kStages + kQueryStages) * 8} {}
   uint32_t queries, means, powers, factors;
   Ring<kStages> mean_ring;
-  Ring<1> query_ring;
+  Ring<kQueryStages> query_ring;
 };
 
 // A query block of a head; the longest first.
@@ -80,10 +82,11 @@ __device__ void produce(const ScorePlan& p,
     const Item item(p, at);
     if (item.tiles == 0) continue;
     shared.query_ring.wait_empty(live);
-    const uint32_t barrier = shared.query_ring.barrier(live++);
+    const uint32_t barrier = shared.query_ring.barrier(live);
+    const uint32_t queries_to = shared.queries + uint32_t(live++ % kQueryStages * S::kTileBytes);
     expect_bytes(barrier, S::kTileBytes);
     for (int half = 0; half < S::kHalves; ++half)
-      copy_box3(shared.queries + uint32_t(half * S::kHalfBytes), &queries, half * kHalf, item.q0,
+      copy_box3(queries_to + uint32_t(half * S::kHalfBytes), &queries, half * kHalf, item.q0,
                 item.head, barrier);
     for (int turn = 0; turn < item.turns(); ++turn, ++n) {
       const uint32_t to = shared.means + uint32_t(n % kStages * S::kTileBytes);
@@ -199,51 +202,43 @@ __device__ void mask(const Rows& rows, int first_column, float (&x)[64]) {
   }
 }
 
-// One third of a factor as bf16: the three add up to it, to fp32's precision.
-__device__ inline uint32_t factor_parts(uint32_t factors, int row, int part) {
-  float v[2];
-  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
-               : "=f"(v[0]), "=f"(v[1])
-               : "r"(factors + row * 4));
-  __nv_bfloat162 pair{};
-  for (int i = 0; i <= part; ++i) {
-    pair = __floats2bfloat162_rn(v[0], v[1]);
-    v[0] -= __low2float(pair);
-    v[1] -= __high2float(pair);
-  }
-  return part < 3 ? reinterpret_cast<const uint32_t&>(pair) : 0u;
-}
-
 // scores[column] of the kept tiles: the rows' powers times the rows' factors. Rows of the product's
-// first operand are the three parts of the factors.
+// first operand are the three parts of the factors, and zeros.
 __device__ void add_rows(uint32_t powers, uint32_t factors, int tiles, float* scores, int columns) {
   const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
   uint32_t a[kTile / 16][4];
 #pragma unroll
   for (int k = 0; k < kTile / 16; ++k) {
-    const int row = k * 16 + lane % 4 * 2, part = min(lane / 4, 3);
-    a[k][0] = factor_parts(factors, row, part);
-    a[k][2] = factor_parts(factors, row + 8, part);
+    const uint32_t at =
+        factors + uint32_t(min(lane / 4, kParts) * kPartBytes + k * 32 + lane % 4 * 4);
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(a[k][0]) : "r"(at));
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(a[k][2]) : "r"(at + 16));
     a[k][1] = a[k][3] = 0;
   }
   for (int chunk = warp; chunk < tiles * 16; chunk += kConsumerThreads / kWarp) {
-    float sums[4] = {};
+    uint4 b[kTile / 32];
 #pragma unroll
-    for (int k = 0; k < kTile / 16; k += 2) {
+    for (int k = 0; k < kTile / 32; ++k) {
       // Lane l gives the address of row l of 32.
-      uint4 b;
       asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                   : "=r"(b.x), "=r"(b.y), "=r"(b.z), "=r"(b.w)
-                   : "r"(power_address(powers, k * 16 + lane, chunk)));
-      mma<__nv_bfloat16>(sums, a[k], b.x, b.y);
-      mma<__nv_bfloat16>(sums, a[k + 1], b.z, b.w);
+                   : "=r"(b[k].x), "=r"(b[k].y), "=r"(b[k].z), "=r"(b[k].w)
+                   : "r"(power_address(powers, k * 32 + lane, chunk)));
     }
+    float sums[2][4] = {};
 #pragma unroll
-    for (int i = 0; i < 2; ++i)
-      sums[i] += __shfl_down_sync(~0u, sums[i], 4) + __shfl_down_sync(~0u, sums[i], 8);
+    for (int k = 0; k < kTile / 32; ++k) {
+      mma<__nv_bfloat16>(sums[0], a[k * 2], b[k].x, b[k].y);
+      mma<__nv_bfloat16>(sums[1], a[k * 2 + 1], b[k].z, b[k].w);
+    }
+    float total[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      total[i] = sums[0][i] + sums[1][i];
+      total[i] += __shfl_down_sync(~0u, total[i], 4) + __shfl_down_sync(~0u, total[i], 8);
+    }
     const int column = chunk * 8 + lane * 2;
-    if (lane < 4 && column < columns) scores[column] = sums[0];
-    if (lane < 4 && column + 1 < columns) scores[column + 1] = sums[1];
+    if (lane < 4 && column < columns) scores[column] = total[0];
+    if (lane < 4 && column + 1 < columns) scores[column + 1] = total[1];
   }
 }
 
@@ -271,9 +266,16 @@ __device__ void store_factors(
     float sum = rows.sum[h] + __shfl_xor_sync(~0u, rows.sum[h], 1);
     sum += __shfl_xor_sync(~0u, sum, 2);
     const float factor = rows.limit[h] > 0 ? 1.0f / (sum * live) : 0.0f;
-    if (threadIdx.x % 4 == 0)
-      asm volatile("st.shared.f32 [%0], %1;" ::"r"(factors + rows.row[h] * 4), "f"(factor)
-                   : "memory");
+    if (threadIdx.x % 4 != 0) continue;
+    // Three parts add up to the factor, to fp32's precision.
+    float rest = factor;
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      const __nv_bfloat16 v = __float2bfloat16_rn(rest);
+      rest -= __bfloat162float(v);
+      const uint32_t at = factors + uint32_t(part * kPartBytes + rows.row[h] * 2);
+      asm volatile("st.shared.u16 [%0], %1;" ::"r"(at), "h"(__bfloat16_as_ushort(v)) : "memory");
+    }
   }
 }
 
@@ -290,12 +292,13 @@ __device__ void consume(const ScorePlan& p, const Shared<S>& shared) {
     Rows rows(p, item, s);
     const int far = max(tiles - kKeptTiles, 0), turns = tiles + far;
     float* scores = p.mean_scores + item.block_row * p.pitch;
+    const uint32_t queries =
+        shared.queries + uint32_t(live % kQueryStages * S::kTileBytes + consumer * 64 * 128);
     shared.query_ring.wait_full(live);
     for (int turn = 0; turn < turns; ++turn, ++n) {
       float x[64];
       shared.mean_ring.wait_full(n);
-      multiply<Element, S>(shared.queries + uint32_t(consumer * 64 * 128),
-                           shared.means + uint32_t(n % kStages * S::kTileBytes), x);
+      multiply<Element, S>(queries, shared.means + uint32_t(n % kStages * S::kTileBytes), x);
       shared.mean_ring.release(n);
       if (turn + 1 == turns) shared.query_ring.release(live);
       const bool again = turn >= tiles;
@@ -340,6 +343,12 @@ __global__ void __launch_bounds__(kProductThreads, 1)
     shared.query_ring.init();
     publish_barriers();
   }
+  // The rows of zeros below the parts of factors.
+  if (threadIdx.x < kPartBytes / 4)
+    asm volatile(
+        "st.shared.u32 [%0], %1;" ::"r"(shared.factors + kParts * kPartBytes + threadIdx.x * 4),
+        "r"(0)
+        : "memory");
   __syncthreads();
   wait_for_previous();
   if (threadIdx.x >= kConsumerThreads) {

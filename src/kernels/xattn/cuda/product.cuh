@@ -61,6 +61,7 @@ struct Ring {
   __device__ uint32_t barrier(int n) const { return full + uint32_t(n % kStages * 8); }
   __device__ void wait_full(int n) const { wait_barrier(barrier(n), uint32_t(n / kStages) & 1u); }
   __device__ void release(int n) const {
+    __syncwarp();  // every lane has read
     if (threadIdx.x % kWarp == 0) arrive(empty + uint32_t(n % kStages * 8));
   }
 };
