@@ -74,13 +74,15 @@ def sustained(function):
 
 def operands(tokens, heads, kv_heads, dim, device):
     """Random, with 1 % heavy keys: attention worth sparing."""
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (
-        torch.randn(tokens, n, dim, generator=generator) for n in (heads, kv_heads, kv_heads)
-    )
-    k[torch.rand(tokens, generator=generator) < 0.01, :, 0] += 4.0
+    generator = torch.Generator(device).manual_seed(0)
+
+    def normal(n):
+        return torch.randn(tokens, n, dim, generator=generator, device=device).bfloat16()
+
+    q, k, v = normal(heads), normal(kv_heads), normal(kv_heads)
+    k[torch.rand(tokens, generator=generator, device=device) < 0.01, :, 0] += 4.0
     q[..., 0] += 3.0
-    return [x.to(device).bfloat16() for x in (q, k, v)]
+    return q, k, v
 
 
 def threshold_for(density, scores, lengths):
@@ -207,8 +209,9 @@ def main():
     for i in arguments.cases if arguments.cases is not None else range(len(cases)):
         rows.append(measure(cases[i], arguments.device, arguments.repeat))
         print(json.dumps(rows[-1]), flush=True)
-    if arguments.output:
-        arguments.output.write_text(json.dumps(result(arguments.device, rows), indent=1) + "\n")
+        if arguments.output:
+            text = json.dumps(result(arguments.device, rows), indent=1)
+            arguments.output.write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -95,6 +95,7 @@ at::Tensor unpacked_block_words(const at::Tensor& words, int64_t key_blocks) {
 }
 
 kernels::BlockMask block_mask_of(const at::Tensor& words, int64_t block_size) {
+  if (!words.defined()) return {};
   return {words_of(words), block_size, words.size(1), words.size(2), words.size(3)};
 }
 

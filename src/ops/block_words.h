@@ -16,7 +16,7 @@ namespace longspur::ops {
 at::Tensor block_words(const at::Tensor& blocks);
 at::Tensor unpacked_block_words(const at::Tensor& words, int64_t key_blocks);
 
-// The kernels' view of words.
+// The kernels' view of words; no words, no mask.
 kernels::BlockMask block_mask_of(const at::Tensor& words, int64_t block_size);
 uint32_t* mutable_words(const at::Tensor& words);
 
