@@ -12,6 +12,7 @@ import argparse
 import ctypes
 import json
 import math
+import re
 import subprocess
 import tempfile
 import time
@@ -233,7 +234,7 @@ def cases():
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("library", nargs="+")
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", default="")  # regular expressions
     parser.add_argument("--skip", default="~")
     parser.add_argument("--no-baseline", action="store_true")
     args = parser.parse_args()
@@ -244,7 +245,7 @@ def main():
     clock = Clock()
     time.sleep(0.3)
     for name, options in cases():
-        if args.only not in name or args.skip in name:
+        if not re.search(args.only, name) or re.search(args.skip, name):
             continue
         for path, library in zip(args.library, libraries, strict=True):
             problem = Problem(library, **options)

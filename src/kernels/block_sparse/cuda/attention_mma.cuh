@@ -113,6 +113,16 @@ __device__ inline void copy_tile(
       : "memory");
 }
 
+// The same for what is read once: it leaves L2 first.
+__device__ inline void copy_tile_once(
+    uint32_t to, const void* map, int token, int half, int head, uint32_t barrier) {
+  constexpr uint64_t kEvictFirst = 0x12f0000000000000;
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".L2::cache_hint [%0], [%1, {%2, %3, %4, %5}], [%6], %7;" ::"r"(to),
+      "l"(map), "r"(0), "r"(token), "r"(half), "r"(head), "r"(barrier), "l"(kEvictFirst)
+      : "memory");
+}
 template <class Element>
 __device__ uint32_t pack_pair(float low, float high);
 template <>

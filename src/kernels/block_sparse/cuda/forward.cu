@@ -16,6 +16,8 @@ namespace longspur::kernels::block_sparse::cuda {
 namespace {
 
 constexpr int64_t kAlignment = 8;  // elements of 16 bits: 16 bytes
+// Of keys and values that items under way at one time should share: a third of L2.
+constexpr int64_t kSectionBytes = int64_t{16} << 20;
 
 // A tensor as the tensor memory accelerator sees it. A stride along one element is anything.
 struct MapShape {
@@ -68,12 +70,12 @@ bool make_maps(const ForwardArgs& args, ForwardMaps& maps) {
   if (!make_map(of(args.q, s.total_q, s.heads), s, kGroupRows, halves, maps.q)) return false;
   if (args.paged.pool != nullptr) {  // one head of all pages' keys and values
     const MapShape pool{args.paged.pool, args.paged.pages * 2 * kPageKeys, 1, s.head_dim, 0};
-    return make_map(pool, s, kPageKeys, 1, maps.k) && make_map(pool, s, kPageKeys, 1, maps.v);
+    return make_map(pool, s, kPageKeys, 1, maps.k) && make_map(pool, s, kPageKeys, halves, maps.v);
   }
   const bool pairs = args.mask.words != nullptr && args.mask.block_size == kPageKeys;
   const int rows = pairs ? kPageKeys : kTileKeys;
   return make_map(of(args.k, s.total_k, s.kv_heads), s, rows, pairs ? 1 : halves, maps.k) &&
-         make_map(of(args.v, s.total_k, s.kv_heads), s, rows, pairs ? 1 : halves, maps.v);
+         make_map(of(args.v, s.total_k, s.kv_heads), s, kPageKeys, halves, maps.v);
 }
 
 ForwardParams make_params(const ForwardArgs& args) {
@@ -100,6 +102,7 @@ ForwardParams make_params(const ForwardArgs& args) {
   p.mask_heads = dense ? 1 : int(mask.heads);
   p.block_size = dense ? kTileKeys : int(mask.block_size);
   p.key_blocks = int(std::min<int64_t>(mask.row_words * 32, std::numeric_limits<int>::max()));
+  p.section_keys = int(kSectionBytes / (4 * s.head_dim));
   p.causal = s.causal;
   p.scale_log2 = float(double(s.scale) * 1.4426950408889634);
   return p;

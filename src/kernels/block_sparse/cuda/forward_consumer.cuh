@@ -184,8 +184,9 @@ class Consumer {
 
   __device__ void run() {
     for (uint32_t items = 0;; ++items) {
-      wait_barrier(shared_.full_queries(), items & 1u);
-      const ItemRecord& item = shared_.item(items);
+      wait_barrier(shared_.full_queries(group_), items & 1u);
+      const ItemRecord item = shared_.item(items);
+      __syncwarp();
       // From memory through a shuffle: the compiler must know that a warp agrees on it.
       const int tiles = __shfl_sync(~0u, item.tiles, 0);
       if (tiles < 0) return;
@@ -194,7 +195,7 @@ class Consumer {
       for (int i = 0; i < kSums; ++i) out[i] = 0.0f;
       Softmax<Element> softmax(item, first_row_, p_.causal, p_.scale_log2);
       if (tiles == 0)
-        release(shared_.empty_queries());
+        release(shared_.empty_queries(group_));
       else
         attend(item, tiles, softmax, out);
       store(item, softmax, out);
@@ -202,7 +203,9 @@ class Consumer {
   }
 
  private:
+  // A warp's lanes have read what they wanted.
   static __device__ void release(uint32_t barrier) {
+    __syncwarp();
     if (threadIdx.x % kWarp == 0) arrive(barrier);
   }
 
@@ -226,7 +229,7 @@ class Consumer {
       issue_values(n - 1, p, out);
       wgmma_wait<1>();
       hold_sums(s);
-      if (j == tiles - 1) release(shared_.empty_queries());
+      if (j == tiles - 1) release(shared_.empty_queries(group_));
       soften<false>(n, j < masked, exact, softmax, s);
       wgmma_wait<0>();
       hold_sums(out);
@@ -235,7 +238,7 @@ class Consumer {
       pack(s, p);
     }
     if (tiles == 1) {
-      release(shared_.empty_queries());
+      release(shared_.empty_queries(group_));
       clear_tail(item, n_);
     }
     n_ += uint32_t(tiles);
@@ -247,6 +250,10 @@ class Consumer {
     release(shared_.empty_values(n_ - 1));
   }
 
+  // 16 keys further on, in a descriptor's units: the halves of a tile of values follow each other.
+  static constexpr uint32_t value_step(int k) {
+    return uint32_t(k / 4) * (S::kTileBytes / 2 / 16) + uint32_t(k % 4) * kRowStep;
+  }
   __device__ void issue_scores(uint32_t n, float (&s)[64]) const {
     wait_barrier(shared_.full_keys(n), shared_.phase(n));
     const uint32_t keys = rows_descriptor(shared_.keys(n));
@@ -260,11 +267,11 @@ class Consumer {
   }
   __device__ void issue_values(uint32_t n, const uint32_t (&p)[8][4], float (&out)[kSums]) const {
     wait_barrier(shared_.full_values(n), shared_.phase(n));
-    const uint32_t values = columns_descriptor<kTileKeys>(shared_.values(n));
+    const uint32_t values = columns_descriptor<kGroupRows>(shared_.values(n));
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < 8; ++k)
-      ColumnsProduct<Element, S::kDim>::run(out, p[k], descriptor(values + uint32_t(k) * kRowStep));
+      ColumnsProduct<Element, S::kDim>::run(out, p[k], descriptor(values + value_step(k)));
     wgmma_commit();
   }
 
@@ -278,7 +285,6 @@ class Consumer {
       return;
     }
     if (masked) softmax.mask(s, shared_.tile(n).first);
-    __syncwarp();
     release(shared_.empty_keys(n));
     softmax.exact(s);
   }
@@ -294,7 +300,8 @@ class Consumer {
 #pragma unroll
       for (int i = 0; i < S::kHalves * 8; ++i) {
         const uint32_t to =
-            shared_.values(n) + uint32_t((i / 8 * kTileKeys + row) * kRowBytes + i % 8 * 16);
+            shared_.values(n) + uint32_t(row / kGroupRows) * (S::kTileBytes / 2) +
+            uint32_t((i / 8 * kGroupRows + row % kGroupRows) * kRowBytes + i % 8 * 16);
         asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(to), "r"(0) : "memory");
       }
     }
@@ -346,7 +353,7 @@ class Consumer {
         }
         transpose_quad(w);
         if (softmax.valid[r])
-          *reinterpret_cast<uint4*>(row + i * 32) = make_uint4(w[0], w[1], w[2], w[3]);
+          __stcs(reinterpret_cast<uint4*>(row + i * 32), make_uint4(w[0], w[1], w[2], w[3]));
       }
     }
   }

@@ -20,10 +20,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
   const int group = __shfl_sync(~0u, int(threadIdx.x) / kGroupThreads, 0);
   if (group == 0) {
-    give_registers<72>();
+    give_registers<88>();
     if (threadIdx.x < kWarp) Producer<S>(p, maps, shared).run();
   } else {
-    take_registers<216>();
+    take_registers<208>();
     Consumer<Element, S>(p, shared, group - 1).run();
   }
 }

@@ -32,13 +32,14 @@ struct ForwardParams {
   int64_t max_blocks;  // of a row of the block table
   int64_t row_words, query_blocks;
   int batch, heads, kv_heads, mask_heads;
-  int block_size;  // 64 or 128
-  int key_blocks;  // that a mask's row has room for
+  int block_size;    // 64 or 128
+  int key_blocks;    // that a mask's row has room for
+  int section_keys;  // of all KV heads of a section
   bool causal;
   float scale_log2;  // scale / ln 2
 };
-// Boxes: q [64 tokens][D]; k and v a tile, or half of its rows and 64 of its columns where blocks
-// or pages are of 64 keys.
+// Boxes: q and v [64 tokens][D], so that a tile of v is two halves; k a tile, or half of its rows
+// and 64 of its columns where blocks or pages are of 64 keys.
 struct ForwardMaps {
   CUtensorMap q, k, v;
 };
@@ -70,7 +71,7 @@ struct ForwardShape {
   static constexpr int kDim = kD;
   static constexpr int kHalves = kD / 64;
   static constexpr int kStages = kD == 64 ? 4 : 2;  // powers of two
-  static constexpr int kItems = 2;                  // records
+  static constexpr int kItems = 4;                  // records; three may be in use
   static constexpr int kPending = 8;                // more than kStages + 1
   static constexpr uint32_t kGroupBytes = kGroupRows * kD * 2;
   static constexpr uint32_t kTileBytes = kTileKeys * kD * 2;
@@ -84,7 +85,8 @@ struct ForwardShape {
   static constexpr uint32_t kBytes = kPendingItems + kPending * sizeof(PendingItem) + 1024;
 };
 
-// Shared memory by address; the barriers are those of a stage or of the queries.
+// Shared memory by address; the barriers are those of a stage or of a warpgroup's
+// queries.
 template <class S>
 struct ForwardShared {
   uint32_t base;
@@ -102,8 +104,10 @@ struct ForwardShared {
   __device__ uint32_t empty_keys(uint32_t n) const { return barrier(n, 1); }
   __device__ uint32_t full_values(uint32_t n) const { return barrier(n, 2); }
   __device__ uint32_t empty_values(uint32_t n) const { return barrier(n, 3); }
-  __device__ uint32_t full_queries() const { return base + S::kBarriers + S::kStages * 32; }
-  __device__ uint32_t empty_queries() const { return full_queries() + 8; }
+  __device__ uint32_t full_queries(int group) const {
+    return base + S::kBarriers + S::kStages * 32 + uint32_t(group) * 16;
+  }
+  __device__ uint32_t empty_queries(int group) const { return full_queries(group) + 8; }
   // Generic pointers, for records.
   __device__ TileRecord& tile(uint32_t n) const {
     return at<TileRecord>(S::kTiles)[n % S::kStages];
@@ -126,8 +130,10 @@ struct ForwardShared {
       init_barrier(full_values(n), 1);
       init_barrier(empty_values(n), kWarps);
     }
-    init_barrier(full_queries(), 1);
-    init_barrier(empty_queries(), kWarps);
+    for (int group = 0; group < kConsumers; ++group) {
+      init_barrier(full_queries(group), 1);
+      init_barrier(empty_queries(group), kWarps / kConsumers);
+    }
     publish_barriers();
   }
 

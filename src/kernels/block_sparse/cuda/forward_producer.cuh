@@ -1,10 +1,11 @@
 // The copying warp of the fast forward kernel: takes items, reads their lists from the bits of the
 // mask, and keeps the stages of keys and values filled.
 //
-// Items are taken in the order sequence, KV head, query block from the last to the first, query
-// head: those under way at one time share keys and values in L2, and with a causal mask the longest
-// of a KV head come first. Blocks of an item go from the last to the first, so that the tiles of
-// which not every row sees everything, and only those, are at the front.
+// Items are taken in the order sequence, section of KV heads, query block from the last to the
+// first, query head: those under way at one time share keys and values in L2, as many KV heads make
+// a section as fit there, and with a causal mask the longest of a section come first. Blocks of an
+// item go from the last to the first, so that the tiles of which not every row sees everything, and
+// only those, are at the front.
 #pragma once
 
 #include "kernels/block_sparse/cuda/forward_layout.cuh"
@@ -62,15 +63,20 @@ class Schedule {
 
  private:
   __device__ void place(int ticket, int within, Item& item) const {
-    const int blocks = (item.queries + kQueryRows - 1) / kQueryRows;
-    const int group = p_.heads / p_.kv_heads, of_kv_head = blocks * group;
-    const int i = blocks - 1 - within % of_kv_head / group;
-    item.ticket = ticket;
-    item.kv_head = within / of_kv_head;
-    item.head = item.kv_head * group + within % group;
-    item.row = i * kQueryRows;
     item.key_token = p_.cu_k[item.sequence];
     item.keys = p_.cu_k[item.sequence + 1] - item.key_token;
+    const int blocks = (item.queries + kQueryRows - 1) / kQueryRows;
+    const int group = p_.heads / p_.kv_heads;
+    const int section = min(p_.kv_heads, max(p_.section_keys / max(item.keys, 1), 1));
+    const int of_section = blocks * group * section;
+    const int kv_head = within / of_section * section;  // the section's first
+    const int heads = min(section, p_.kv_heads - kv_head) * group;
+    const int rest = within % of_section;
+    const int i = blocks - 1 - rest / heads;
+    item.ticket = ticket;
+    item.head = kv_head * group + rest % heads;
+    item.kv_head = item.head / group;
+    item.row = i * kQueryRows;
     item.exact = false;
     const int all = (item.keys + p_.block_size - 1) / p_.block_size;
     item.end = all;
@@ -170,10 +176,11 @@ class Producer {
     // Items that are made again never overflow.
     wait_for_values(tiles_);
     redo_overflowed(tiles_);
-    wait_for_queries();
+    wait_for_queries(0);
+    wait_for_queries(1);
     if (leader_) {
       shared_.item(items_).tiles = -1;
-      arrive(shared_.full_queries());
+      for (int group = 0; group < kConsumers; ++group) arrive(shared_.full_queries(group));
     }
   }
 
@@ -194,18 +201,20 @@ class Producer {
     }
     Blocks list(item);
     bool more = false;
-    int first[2] = {0, 0}, before[2];
+    // Tiles are looked up before the stage that the one before waits for is free.
+    Tile ahead, keys;
+    int values[2];  // as Tile::token
+    if (tiles > 0) ahead = next_tile(item, list, half);
     for (int j = 0; j <= tiles; ++j) {
-      before[0] = first[0];
-      before[1] = first[1];
-      if (j < tiles) {
-        next_tile(item, list, half && j == 0, first);
-        copy_keys(item, tiles_ + uint32_t(j), first);
-      }
+      values[0] = keys.token[0];
+      values[1] = keys.token[1];
+      keys = ahead;
+      if (j + 1 < tiles) ahead = next_tile(item, list, false);
+      if (j < tiles) copy_keys(item, tiles_ + uint32_t(j), keys);
       if (j == 0)
-        publish(item, tiles, masked, first[0]);
+        publish(item, tiles, masked, keys.first[0]);
       else
-        copy_values(item, tiles_ + uint32_t(j) - 1u, before);
+        copy_values(item, tiles_ + uint32_t(j) - 1u, values);
       // By now the ticket has come; the next item's list comes while this one's tiles are copied.
       if (next != nullptr && j == min(tiles, 1))
         more = schedule_.find(__shfl_sync(~0u, ticket, 0), *next);
@@ -214,19 +223,30 @@ class Producer {
     return more;
   }
 
-  __device__ void next_tile(const Item& item, Blocks& list, bool half, int (&first)[2]) const {
-    first[0] = list.next() * p_.block_size;
+  // Where a tile's two halves stand, in the sequence and in the tensor; what does not exist is
+  // beyond the tensor's end, from where zeros come.
+  struct Tile {
+    int first[2] = {0, 0}, token[2] = {0, 0};
+  };
+  __device__ Tile next_tile(const Item& item, Blocks& list, bool half) const {
+    Tile tile;
+    tile.first[0] = list.next() * p_.block_size;
     if (p_.block_size == kTileKeys) {
-      first[1] = first[0] + kPageKeys;
-      if (split_ && first[1] >= item.keys) first[1] = kNever;
+      tile.first[1] = tile.first[0] + kPageKeys;
+      if (split_ && tile.first[1] >= item.keys) tile.first[1] = kNever;
     } else {
-      first[1] = half ? kNever : list.next() * p_.block_size;
+      tile.first[1] = half ? kNever : list.next() * p_.block_size;
     }
+    tile.token[0] = token_of(item, tile.first[0]);
+    tile.token[1] = split_ ? token_of(item, tile.first[1]) : tile.token[0] + kPageKeys;
+    return tile;
   }
 
+  // The queries, for each warpgroup as soon as it has done with the last item's, and what it must
+  // know. Both have read the record of the item before the last by then.
   __device__ void publish(const Item& item, int tiles, int masked, int first) {
-    wait_for_queries();
     const bool fast = tiles > 0 && !item.exact;
+    wait_for_queries(0);
     if (leader_) {
       ItemRecord record;
       record.tiles = tiles;
@@ -242,67 +262,69 @@ class Producer {
       record.pending = int(remembered_);
       shared_.item(items_) = record;
       if (fast) remember(item, tiles);
-      const uint32_t full = shared_.full_queries();
-      if (tiles == 0) {
-        arrive(full);
-      } else {
-        expect_bytes(full, kConsumers * S::kGroupBytes);
-        for (int g = 0; g < kConsumers; ++g)
-          copy_tile(shared_.queries(g), &maps_.q, item.query_token + item.row + g * kGroupRows, 0,
-                    item.head, full);
-      }
     }
+    copy_queries(item, tiles, 0);
+    wait_for_queries(1);
+    copy_queries(item, tiles, 1);
     remembered_ += fast;
     ++items_;
   }
-  __device__ void wait_for_queries() const {
-    if (items_ > 0) wait_barrier(shared_.empty_queries(), (items_ - 1u) & 1u);
+  __device__ void copy_queries(const Item& item, int tiles, int group) const {
+    if (!leader_) return;
+    const uint32_t full = shared_.full_queries(group);
+    if (tiles == 0) {
+      arrive(full);
+      return;
+    }
+    expect_bytes(full, S::kGroupBytes);
+    copy_tile_once(shared_.queries(group), &maps_.q,
+                   item.query_token + item.row + group * kGroupRows, 0, item.head, full);
+  }
+  __device__ void wait_for_queries(int group) const {
+    if (items_ > 0) wait_barrier(shared_.empty_queries(group), (items_ - 1u) & 1u);
   }
 
-  __device__ void copy_keys(const Item& item, uint32_t n, const int (&first)[2]) const {
+  __device__ void copy_keys(const Item& item, uint32_t n, const Tile& tile) const {
     if (n >= S::kStages) wait_barrier(shared_.empty_keys(n), shared_.phase(n) ^ 1u);
     if (!leader_) return;
-    TileRecord tile;
-    tile.first[0] = first[0];
-    tile.first[1] = first[1];
-    shared_.tile(n) = tile;
-    copy(item, first, maps_.k, 0, shared_.keys(n), shared_.full_keys(n));
-  }
-  __device__ void copy_values(const Item& item, uint32_t n, const int (&first)[2]) const {
-    if (n >= S::kStages) wait_barrier(shared_.empty_values(n), shared_.phase(n) ^ 1u);
-    if (leader_) copy(item, first, maps_.v, kPageKeys, shared_.values(n), shared_.full_values(n));
-  }
-
-  // in_page: tokens of a page before these.
-  __device__ void copy(const Item& item,
-                       const int (&first)[2],
-                       const CUtensorMap& map,
-                       int in_page,
-                       uint32_t to,
-                       uint32_t full) const {
+    shared_.tile(n) = TileRecord{{tile.first[0], tile.first[1]}};
+    const uint32_t to = shared_.keys(n), full = shared_.full_keys(n);
+    const int head = head_of(item);
     expect_bytes(full, S::kTileBytes);
     if (!split_) {
-      copy_tile(to, &map, item.key_token + first[0], 0, item.kv_head, full);
+      copy_tile(to, &maps_.k, tile.token[0], 0, head, full);
       return;
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int token = token_of(item, first[i], in_page);
 #pragma unroll
       for (int half = 0; half < S::kHalves; ++half) {
-        copy_tile(to + uint32_t(half * kTileKeys + i * kPageKeys) * kRowBytes, &map, token, half,
-                  p_.block_table != nullptr ? 0 : item.kv_head, full);
+        copy_tile(to + uint32_t(half * kTileKeys + i * kPageKeys) * kRowBytes, &maps_.k,
+                  tile.token[i], half, head, full);
       }
     }
   }
-  // Where 64 keys stand in the tensor; those that do not exist are beyond its end, from where zeros
-  // come.
-  __device__ int token_of(const Item& item, int first, int in_page) const {
+  __device__ void copy_values(const Item& item, uint32_t n, const int (&token)[2]) const {
+    if (n >= S::kStages) wait_barrier(shared_.empty_values(n), shared_.phase(n) ^ 1u);
+    if (!leader_) return;
+    const uint32_t full = shared_.full_values(n);
+    const int in_page = p_.block_table != nullptr ? kPageKeys : 0;  // after the keys
+    expect_bytes(full, S::kTileBytes);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      copy_tile(shared_.values(n) + uint32_t(i) * (S::kTileBytes / 2), &maps_.v, token[i] + in_page,
+                0, head_of(item), full);
+    }
+  }
+  __device__ int head_of(const Item& item) const {
+    return p_.block_table != nullptr ? 0 : item.kv_head;
+  }
+  __device__ int token_of(const Item& item, int first) const {
     if (first == kNever) return kNever;
     if (p_.block_table == nullptr) return item.key_token + first;
     const int64_t row = int64_t(item.sequence) * p_.kv_heads + item.kv_head;
     const int page = p_.block_table[row * p_.max_blocks + first / kPageKeys];
-    return page < 0 ? kNever : page * 2 * kPageKeys + in_page;
+    return page < 0 ? kNever : page * 2 * kPageKeys;
   }
 
   // Items that the computing warps have not finished, or have and found too large for the fast way;
