@@ -82,8 +82,12 @@ int64_t make_params(const BackwardArgs& args, void* base, BackwardParams& p) {
   p.sub_blocks = kKeys / int(p.mask.block_size);
   p.query_words = int(ceil_div(s.max_seqlen_q, kQueryBlock * 32));
   p.key_words = int(ceil_div(s.max_seqlen_k, p.mask.block_size * 32));
-  const int64_t columns = int64_t(p.kv_heads) * p.key_blocks;
-  p.max_slots = args.deterministic ? 0 : int(std::min<int64_t>(columns, kWorkParts));
+  const int64_t columns = int64_t(p.kv_heads) * p.key_blocks, group = s.heads / s.kv_heads;
+  const int64_t group_bytes = s.max_seqlen_q * s.head_dim * group * 8;  // 2 + 2 + 4 an element
+  p.head_parts = !args.deterministic && group_bytes > kGroupBytes ? int(group) : 1;
+  p.max_slots = args.deterministic
+                    ? 0
+                    : int(p.head_parts > 1 ? columns : std::min<int64_t>(columns, kWorkParts));
 
   const int64_t mask_columns = int64_t(p.mask_heads) * p.key_blocks;
   const int64_t rows = s.heads * p.query_blocks * kQueryBlock;
@@ -91,7 +95,7 @@ int64_t make_params(const BackwardArgs& args, void* base, BackwardParams& p) {
   Arena arena(base);
   arena.take(p.columns, mask_columns * p.sub_blocks * p.query_words);
   arena.take(p.counts, mask_columns);
-  arena.take(p.items, columns + kWorkParts);
+  arena.take(p.items, columns * p.head_parts + kWorkParts);
   arena.take(p.slot_columns, p.max_slots);
   arena.take(p.control, 1);
   arena.take(p.stats, rows * 2);

@@ -112,12 +112,13 @@ class KeyConsumer {
         run_steps(dk, dv);
       }
       if (item_.slot >= 0) {
+        if (lane_ == 0) arrive(shared_.kv_empty);
         add_sums(0, dk);
         add_sums(1, dv);
-      } else {
-        store_sums(dv_rows_, dv, 1.0f);
-        store_sums(dk_rows_, dk, p_.scale);
+        continue;
       }
+      store_sums(dv_rows_, dv, 1.0f);
+      store_sums(dk_rows_, dk, p_.scale);
       fence_shared();  // the next copy overwrites what was stored in v's place
       if (lane_ == 0) arrive(shared_.kv_empty);
     }
@@ -333,7 +334,7 @@ class KeyConsumer {
                  dq[4 * i + 3]);
     if (p_.deterministic) pass_turn(turn);
   }
-  // Items are taken in the order of their blocks, so those before are done or under way.
+  // Whoever adds before has been given its item before, and is done or under way.
   __device__ void wait_turn(const int* turn, int mine) const {
     if (thread_ == 0) {
       int now;

@@ -3,32 +3,33 @@
 // equal bit for bit, other sequences' NaNs stay with them, a full mask is dense attention.
 #include <gtest/gtest.h>
 
+#include <future>
+
 #include "kernels/block_sparse/cuda/backward_test_util.cuh"
 
 namespace longspur::kernels::block_sparse::cuda {
 namespace {
 
-double relative(const std::vector<double>& found, const std::vector<double>& expected) {
-  double error = 0, norm = 1e-30;
-  for (size_t i = 0; i < expected.size(); ++i) {
-    error += (found[i] - expected[i]) * (found[i] - expected[i]);
-    norm += expected[i] * expected[i];
-  }
-  return std::sqrt(error / norm);
+double distance(const std::vector<double>& a, const std::vector<double>& b) {
+  double sum = 0;
+  for (size_t i = 0; i < a.size(); ++i) sum += (a[i] - b[i]) * (a[i] - b[i]);
+  return std::sqrt(sum);
 }
 
-// NaN fails: every element must have been written.
+// NaN fails: every element must have been written. Gradients that cancel to 0 (a query of one key)
+// are 0 within rounding of terms of about 1.
 template <class T>
 void check(const Case& c, bool expect_fast = true) {
   const Problem<T> problem(c);
   bool fast = false;
-  const Gradients found = problem.run(&fast);
+  auto naive = std::async(std::launch::async, [&] { return problem.naive(); });
+  const Gradients found = problem.run(&fast), expected = problem.expected(), cost = naive.get();
   EXPECT_EQ(fast, expect_fast) << name_of(c);
-  const Gradients expected = problem.expected(), naive = problem.naive();
   for (int i = 0; i < 3; ++i) {
     const auto sound = [&](const Gradients& g) { return problem.sound(g.x[i], i == 0); };
-    const double bound = sizeof(T) == 4 ? 1e-5 : 3 * relative(sound(naive), sound(expected)) + 1e-6;
-    EXPECT_LE(relative(sound(found), sound(expected)), bound)
+    const std::vector<double> exact = sound(expected);
+    const double floor = 1e-5 * std::sqrt(double(exact.size()));
+    EXPECT_LE(distance(sound(found), exact), 3 * distance(sound(cost), exact) + floor)
         << "gradient " << i << " of " << name_of(c);
   }
 }
@@ -48,7 +49,10 @@ TEST(BlockSparseBackwardCuda, MatchesDouble) {
   for (Case c : shapes()) {
     for (const int dim : {128, 64}) {
       for (const bool causal : {true, false}) {
-        for (const Picks blocks : {Picks::kDense, Picks::kRandom, Picks::kFull}) {
+        for (int i = 0; i < 2; ++i) {
+          const Picks blocks = seed % 3 == 0   ? Picks::kDense
+                               : seed % 7 == 1 ? Picks::kFull
+                                               : Picks::kRandom;
           c.seed = ++seed;
           c.dim = dim;
           c.causal = causal;
@@ -76,7 +80,7 @@ TEST(BlockSparseBackwardCuda, EmptyRowsColumnsAndLongColumns) {
        {Picks::kNone, Picks::kDiagonal, Picks::kFirst, Picks::kEmptyRows, Picks::kEmptyColumns}) {
     for (const int block_size : {64, 128}) {
       for (const bool causal : {true, false}) {
-        Case c{{270, 130, 5}, {271, 130, 200}, 4, 2, 128, causal, blocks, block_size, 4};
+        Case c{{200, 130, 5}, {201, 130, 180}, 4, 2, 128, causal, blocks, block_size, 4};
         c.seed = ++seed;
         check<bf16>(c);
         c.dim = 64;
@@ -92,9 +96,25 @@ TEST(BlockSparseBackwardCuda, EmptyRowsColumnsAndLongColumns) {
 TEST(BlockSparseBackwardCuda, CutColumns) {
   LONGSPUR_REQUIRE_DEVICE();
   for (const int dim : {64, 128}) {
-    check<bf16>({{400}, {400}, 6, 1, dim, true, Picks::kDense});
-    check<__half>({{400}, {400}, 6, 1, dim, true, Picks::kFirst, 64, 6});
-    check<bf16>({{390, 20}, {300, 400}, 6, 1, dim, false, Picks::kRandom, 128, 6});
+    check<bf16>({{270}, {270}, 8, 1, dim, true, Picks::kDense});
+    check<__half>({{270}, {270}, 8, 1, dim, true, Picks::kFirst, 64, 8});
+    check<bf16>({{260, 20}, {200, 300}, 8, 1, dim, false, Picks::kRandom, 128, 8});
+  }
+}
+
+// Groups too large for the cache, whose heads are worked on one after the other: dk and dv of all
+// columns are summed in the workspace.
+TEST(BlockSparseBackwardCuda, HeadsOneByOne) {
+  LONGSPUR_REQUIRE_DEVICE();
+  for (const int dim : {64, 128}) {
+    for (const int block_size : {64, 128}) {
+      // The longest sequence decides, which one of few keys is too.
+      Case c{{45'000 / dim * 8, 150}, {3, 300}, 12, 1, dim, false, Picks::kRandom, block_size, 12};
+      check<bf16>(c);
+      c.causal = true;
+      c.mask_heads = 1;
+      check<__half>(c);
+    }
   }
 }
 
@@ -102,7 +122,7 @@ TEST(BlockSparseBackwardCuda, OtherTypesAndSizes) {
   LONGSPUR_REQUIRE_DEVICE();
   for (const Picks blocks : {Picks::kDense, Picks::kRandom, Picks::kEmptyRows}) {
     for (const bool causal : {true, false}) {
-      Case c{{70, 0, 150}, {130, 7, 140}, 4, 2, 128, causal, blocks, 64, 4};
+      Case c{{70, 0, 90}, {130, 7, 80}, 4, 2, 128, causal, blocks, 64, 4};
       check<float>(c, false);
       c.dim = 80;
       check<bf16>(c, false);
@@ -135,7 +155,7 @@ TEST(BlockSparseBackwardCuda, DeterministicRunsAreEqual) {
   for (const int dim : {64, 128}) {
     for (const Picks blocks : {Picks::kDense, Picks::kRandom}) {
       for (const int block_size : {64, 128}) {
-        Case c{{1500, 300}, {1500, 400}, 4, 2, dim, true, blocks, block_size, 4};
+        Case c{{600, 100}, {600, 150}, 4, 2, dim, true, blocks, block_size, 4};
         c.deterministic = true;
         const Problem<bf16> problem(c);
         const Gradients first = problem.run();

@@ -70,6 +70,7 @@ __global__ void __launch_bounds__(kThreads)
   if (slot >= p.control->slots) return;
   const int column = p.slot_columns[slot], head = column / p.key_blocks;
   const KeyBlock at = KeyBlock::of(p, column % p.key_blocks);
+  if (!at.exists()) return;
   const int rows = min(kKeys, at.keys - at.index * kKeys);
   const int64_t token = at.begin_k + at.index * kKeys;
   const int w = int(threadIdx.x) / 128, thread = int(threadIdx.x) % 128;

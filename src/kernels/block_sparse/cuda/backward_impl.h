@@ -19,11 +19,15 @@ inline constexpr int kKeys = 128;  // of a block of the fast kernel
 // of 132 multiprocessors balance within some percent.
 inline constexpr int kWorkParts = 8 * 132;
 inline constexpr int kLeastPart = 16;  // blocks: below, adding up partial sums costs more
+// q, grad_out and dq of the heads that are worked on at a time should stay in the L2 cache of 50
+// MB: groups beyond this take one head after the other, and add up dk and dv in the workspace.
+inline constexpr int64_t kGroupBytes = int64_t{32} << 20;
 
 // What a block of keys (a column of the mask) gives one thread block to do.
 struct ColumnItem {
   int column;      // KV head * padded key blocks + padded block
-  int begin, end;  // of the column's chosen blocks, all heads of the group in a row
+  int head;        // of the group, the first
+  int begin, end;  // of the column's chosen blocks, from that head on in a row
   int slot;        // of the partial sums, or -1 when the item is the whole column
 };
 
@@ -38,6 +42,7 @@ struct BackwardParams {
   int query_words;               // of 32 query blocks, of the longest sequence
   int key_words;                 // of 32 key blocks of the mask, of the longest sequence
   int max_slots;
+  int head_parts;  // of a group: 1, or all heads of it one by one
   bool causal, deterministic;
   float scale;
   BlockMask mask;  // words null: every block
@@ -46,7 +51,7 @@ struct BackwardParams {
   // workspace
   uint32_t* columns;  // [mask_heads, key_blocks, sub_blocks, query_words], bit: query block
   int* counts;        // [mask_heads, key_blocks]: chosen query blocks
-  ColumnItem* items;  // [kv_heads * key_blocks + kWorkParts]
+  ColumnItem* items;  // [kv_heads * head_parts * key_blocks + kWorkParts]
   int* slot_columns;  // [max_slots]
   Control* control;
   float* stats;  // [heads, query_blocks, tiles][2][rows]: lse in powers of two, delta

@@ -56,16 +56,24 @@ __global__ void __launch_bounds__(128) transpose_mask(const BackwardParams p) {
   if (exists && block % p.sub_blocks == 0) p.counts[tile] = count;
 }
 
-__device__ int blocks_of(const BackwardParams& p, int column) {
-  const int head = column / p.key_blocks, padded = column % p.key_blocks;
-  if (!KeyBlock::of(p, padded).exists()) return -1;
-  const int group = p.heads / p.kv_heads;
-  if (p.mask_heads != p.heads)
-    return p.counts[(p.mask_heads == 1 ? 0 : head) * p.key_blocks + padded] * group;
-  int count = 0;
-  for (int h = 0; h < group; ++h) count += p.counts[(head * group + h) * p.key_blocks + padded];
-  return count;
-}
+// What items are made of: a column, or one head's share of it. Unit u of [kv_heads, head_parts,
+// key_blocks].
+struct Unit {
+  int column, head;  // of the group, the first
+  int count;         // chosen blocks; -1 where there are no keys
+
+  __device__ Unit(const BackwardParams& p, int u) {
+    const int padded = u % p.key_blocks, kv_head = u / p.key_blocks / p.head_parts;
+    const int group = p.heads / p.kv_heads, heads = group / p.head_parts;
+    column = kv_head * p.key_blocks + padded;
+    head = u / p.key_blocks % p.head_parts * heads;
+    count = KeyBlock::of(p, padded).exists() ? 0 : -1;
+    for (int h = head; count >= 0 && h < head + heads; ++h) {
+      const int mask_head = (kv_head * group + h) / (p.heads / p.mask_heads);
+      count += p.counts[mask_head * p.key_blocks + padded];
+    }
+  }
+};
 
 // Exclusive sum over a block; `total` is everybody's.
 __device__ int64_t block_scan(int64_t x, int64_t* scratch, int64_t& total) {
@@ -87,41 +95,50 @@ __device__ int64_t block_scan(int64_t x, int64_t* scratch, int64_t& total) {
   return before + sum - x;
 }
 
-// One block: the items, column after column, so that neighbours read the same queries. Every
-// thread has a run of columns.
+// One block: the items, unit after unit, so that neighbours read the same queries. Every thread has
+// a run of units.
+//
+// Deterministic sums of dq begin with the last column that a row of queries sees: that one begins
+// at this row, so that hardly anybody waits, and the first column, which every row may have chosen,
+// comes when all others are done.
 __global__ void __launch_bounds__(kPlanThreads) plan_items(const BackwardParams p) {
   __shared__ int64_t scratch[kPlanThreads / kWarp];
-  const int columns = p.kv_heads * p.key_blocks;
-  const int run = (columns + kPlanThreads - 1) / kPlanThreads;
-  const int begin = min(int(threadIdx.x) * run, columns), end = min(begin + run, columns);
+  const int units = p.kv_heads * p.head_parts * p.key_blocks;
+  const int run = (units + kPlanThreads - 1) / kPlanThreads;
+  const int begin = min(int(threadIdx.x) * run, units), end = min(begin + run, units);
   int64_t work = 0;
-  for (int c = begin; c < end; ++c) work += max(blocks_of(p, c), 0);
+  for (int u = begin; u < end; ++u) work += max(Unit(p, u).count, 0);
   int64_t total;
   block_scan(work, scratch, total);
   const int part = p.max_slots == 0 ? INT32_MAX - 1
                                     : max(int((total + kWorkParts - 1) / kWorkParts), kLeastPart);
 
-  const auto parts_of = [&](int count) { return count > part ? (count - 1) / part + 1 : 1; };
+  const bool by_heads = p.head_parts > 1;  // every column has a slot, its own
+  const auto parts_of = [&](int count) {
+    if (count < 0 || (by_heads && count == 0)) return 0;
+    return count > part ? (count - 1) / part + 1 : 1;
+  };
   int64_t items = 0, slots = 0;  // of this thread
-  for (int c = begin; c < end; ++c) {
-    const int count = blocks_of(p, c);
-    if (count < 0) continue;
-    items += parts_of(count);
-    slots += count > part;
+  for (int u = begin; u < end; ++u) {
+    const int parts = parts_of(Unit(p, u).count);
+    items += parts;
+    slots += parts > 1;
   }
   int64_t all_items, all_slots;
   int64_t item = block_scan(items, scratch, all_items);
   int64_t slot = block_scan(slots, scratch, all_slots);
-  for (int c = begin; c < end; ++c) {
-    const int count = blocks_of(p, c);
-    if (count < 0) continue;
-    const int parts = parts_of(count), length = (count + parts - 1) / parts;
-    for (int i = 0; i < parts; ++i) {
-      p.items[item++] = {c, i * length, min((i + 1) * length, count), parts > 1 ? int(slot) : -1};
+  for (int u = begin; u < end; ++u) {
+    const Unit unit(p, u);
+    const int parts = parts_of(unit.count);
+    const int length = parts > 0 ? (unit.count + parts - 1) / parts : 0;
+    const int to = by_heads ? unit.column : parts > 1 ? int(slot++) : -1;
+    if (to >= 0) p.slot_columns[to] = unit.column;
+    for (int i = 0; i < parts; ++i, ++item) {
+      p.items[p.deterministic ? all_items - 1 - item : item] = {
+          unit.column, unit.head, i * length, min((i + 1) * length, unit.count), to};
     }
-    if (parts > 1) p.slot_columns[slot++] = c;
   }
-  if (threadIdx.x == 0) *p.control = {0, int(all_items), int(all_slots)};
+  if (threadIdx.x == 0) *p.control = {0, int(all_items), by_heads ? p.max_slots : int(all_slots)};
 }
 
 __device__ inline float2 pair_to_floats(__nv_bfloat162 x) { return __bfloat1622float2(x); }

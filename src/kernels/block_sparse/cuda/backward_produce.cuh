@@ -72,7 +72,7 @@ class QueryProducer {
     const int group = p_.heads / p_.kv_heads;
     has_pending_ = false;
     int position = 0;
-    for (int h = head_ * group; h < (head_ + 1) * group && position < item.end; ++h) {
+    for (int h = head_ * group + item.head; h < (head_ + 1) * group && position < item.end; ++h) {
       const int mask_head = h / (p_.heads / p_.mask_heads);
       const uint32_t* low = p_.columns + (int64_t(mask_head) * p_.key_blocks + padded_) *
                                              p_.sub_blocks * p_.query_words;
@@ -114,7 +114,6 @@ class QueryProducer {
 
   // A block of queries: its tiles that see a key of a chosen half.
   __device__ void visit(int h, int mask_head, int block, int halves) {
-    const int turn = p_.deterministic ? turn_of(mask_head, block) : 0;
     const int visible = at_.keys - at_.queries + 1;  // row r of the sequence sees keys < this + r
     const int first_key = at_.index * kKeys;
     constexpr int kTiles = int(kQueryBlock) / T::kQueries;
@@ -123,15 +122,17 @@ class QueryProducer {
       const int rows = min(T::kQueries, at_.queries - row);
       if (rows <= 0) return;
       const int edge = p_.causal ? row + visible - first_key : kKeys;
-      const int end = min(p_.causal ? edge + rows - 1 : kKeys, at_.keys - first_key);
+      const int all = at_.keys - first_key;
+      const int end = p_.causal ? min(edge + rows - 1, all) : all;  // for the last row
       int flags = rows << 8;
       for (int half = 0; half < kConsumers; ++half)
         if ((halves >> half & 1) != 0 && half * kGroupKeys < end)
           flags |= QueryStep::kActive << half;
       if ((flags & 3) == 0) continue;
-      if ((flags & 3) != 3 || min(edge, at_.keys - first_key) < kKeys) flags |= QueryStep::kMasked;
+      if ((flags & 3) != 3 || min(edge, all) < kKeys) flags |= QueryStep::kMasked;
       if (has_pending_) issue(0);
       const int padded = padded_begin(p_.cu_q, at_.b) + block;
+      const int turn = p_.deterministic ? turn_of(mask_head, block, first_key + end) : 0;
       pending_ = {(h * p_.query_blocks + padded) * kTiles + t, flags, edge, turn};
       token_ = at_.begin_q + row;
       query_head_ = h;
@@ -139,15 +140,16 @@ class QueryProducer {
     }
   }
 
-  // Chosen blocks of the row before this one. What a later block's tile sees, all rows see of an
-  // earlier one, so that each of these takes its turn.
-  __device__ int turn_of(int mask_head, int block) const {
-    if (p_.mask.words == nullptr) return at_.index;
-    const int end = at_.index * p_.sub_blocks;
+  // Chosen blocks of the row after this one that the last row of a tile sees: those add first.
+  __device__ int turn_of(int mask_head, int block, int visible_keys) const {
+    const int end = (visible_keys - 1) / (kKeys / p_.sub_blocks) + 1;
+    if (p_.mask.words == nullptr) return end - 1 - at_.index;
+    const int begin = (at_.index + 1) * p_.sub_blocks;
     const uint32_t* row = p_.mask.row(at_.b, mask_head, block);
     int count = 0;
-    for (int w = lane_; w * 32 < end; w += kWarp) {
+    for (int w = begin / 32 + lane_; w * 32 < end; w += kWarp) {
       uint32_t bits = row[w];
+      if (begin > w * 32) bits &= ~0u << (begin - w * 32);
       if (end - w * 32 < 32) bits &= (1u << (end - w * 32)) - 1u;
       if (p_.sub_blocks == 2) bits = (bits | bits >> 1) & 0x55555555u;
       count += __popc(bits);

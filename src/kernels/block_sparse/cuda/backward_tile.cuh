@@ -95,7 +95,7 @@ struct QueryStep {
   int tile;   // of dq, stats
   int flags;  // and the rows of the sequence, from bit 8 on
   int edge;   // row r sees local keys < edge + r
-  int turn;   // blocks of keys that add to the tile's dq before this one
+  int turn;   // blocks of keys that add to the tile's dq before this one, deterministic only
 
   __device__ bool active(int consumer) const { return (flags >> consumer & 1) != 0; }
   __device__ bool masked() const { return (flags & kMasked) != 0; }
