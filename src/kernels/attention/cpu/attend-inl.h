@@ -46,14 +46,14 @@ inline const std::byte* open_page(const Tile& tile, int64_t block, std::byte* sc
 // rows waits for memory, not for arithmetic: while it works on a page, the same part of the next
 // page is on its way.
 template <class Word>
-inline void attend_page(const Tile& tile,
-                        const TileScratch& scratch,
-                        RowState* states,
-                        int64_t block,
-                        const std::byte* page,
-                        const std::byte* next,
-                        int64_t begin,
-                        int64_t end) {
+inline __attribute__((always_inline)) void attend_page(const Tile& tile,
+                                                       const TileScratch& scratch,
+                                                       RowState* states,
+                                                       int64_t block,
+                                                       const std::byte* page,
+                                                       const std::byte* next,
+                                                       int64_t begin,
+                                                       int64_t end) {
   constexpr int kPack = PageType<Word>::kPack;
   const int64_t d = tile.head_dim, dp = padded_dim(d), rows = end - begin;
   const int64_t q_words = d / kPack, p_words = kPageTokens / kPack;
