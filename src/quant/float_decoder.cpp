@@ -152,6 +152,7 @@ Matrix Backend::attention(size_t, const PackedLayer& w, Matrix& qkv) {
       forward.run(item, scratch.data() + scratch_bytes * size_t(team.rank()));
     });
   });
+  if (options_.attention != nullptr) options_.attention->attends(cu_seqlens_, qkv, out);
   return out;
 }
 

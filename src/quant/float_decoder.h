@@ -23,6 +23,16 @@ class InputObserver {
   virtual void reads(Site site, const Matrix& x) = 0;
 };
 
+// Sees attention: heads after norms and rotation, q [H D], k [G D], v [G D] side by side, and what
+// came of them. qkv: [T, (H + 2 G) D], out: [T, H D]
+class AttentionObserver {
+ public:
+  virtual ~AttentionObserver() = default;
+  virtual void attends(std::span<const int32_t> cu_seqlens,
+                       const Matrix& qkv,
+                       const Matrix& out) = 0;
+};
+
 class FloatDecoder {
  public:
   // Borrows all three.
@@ -45,6 +55,7 @@ class FloatDecoder {
 
   struct LayerOptions {
     InputObserver* observer = nullptr;
+    AttentionObserver* attention = nullptr;
     // Quantise what each product reads, a multiplier a row (W4A4), with this recipe.
     const kernels::nvfp4::Recipe* activations = nullptr;
   };

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import pytest
 import tiny_models
@@ -671,6 +672,45 @@ def test_nvfp4_cache_is_small_and_close(longspur_json, smollm2, tmp_path):
         for kind in ((), nvfp4)
     ]
     assert bytes_at[1] <= 0.30 * bytes_at[0]
+
+
+def test_calibrate_writes_thresholds_of_the_model(longspur_json, run_longspur, smollm2, tmp_path):
+    text, output = tmp_path / "text.txt", tmp_path / "thresholds.json"
+    text.write_text("\n".join(topics.values())[:9000])
+    flags = ("calibrate", "-m", smollm2, "--text", text, "-o", output, "--max-tokens", 1500)
+    out = longspur_json(*flags, "--tables", "--with-error", "--estimator", "pooled:128+mean")
+    table = json.loads(output.read_text())
+    assert table["format"] == "longspur-xattention-thresholds"
+    assert table["estimator"] == out["estimator"] == "pooled:128+mean"
+    assert [len(row) for row in table["thresholds"]] == [9] * 30
+    assert all(0 <= cell <= 1 for row in table["thresholds"] for cell in row)
+    assert all(len(set(row[0:3])) == 1 for row in table["thresholds"])  # masks of KV heads
+    assert out["lost"] <= 0.05 and 0 < out["density"] <= 1
+    assert len(out["heads"]) == 30 * 3
+    for head in out["heads"]:
+        lost = [choice["lost"] for choice in head["choices"]]
+        density = [choice["density"] for choice in head["choices"]]
+        assert lost == sorted(lost, reverse=True) and density == sorted(density)
+        # what is left after rounding to 16 bits
+        assert head["choices"][-1]["error"] < 0.02 and head["choices"][-1]["lost"] < 1e-6
+    dense = longspur_json(*flags, "--target", 0)
+    assert dense["lost"] == 0
+    profiled = longspur_json(*flags, "--method", "profiling", "--per-head")
+    assert 0.5 < profiled["mean_threshold"] <= 1
+
+
+def test_calibrate_refuses(run_longspur, smollm2, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("too short")
+    flags = ("calibrate", "-m", smollm2, "--text", text, "-o", tmp_path / "x.json")
+    assert "at least 512" in failure(run_longspur(*flags), 1)
+    text.write_text("word " * 700)
+    assert "antidiagonal" in failure(run_longspur(*flags, "--estimator", "best"), 2)
+    assert "8192" in failure(run_longspur(*flags, "--context", 9000), 2)
+    assert "0 to 1" in failure(run_longspur(*flags, "--target", 2), 2)
+    assert "--output" in failure(run_longspur("calibrate", "--text", text), 2)
+    folder = tmp_path / "missing" / "x.json"
+    assert "missing" in failure(run_longspur("calibrate", "--text", text, "-o", folder), 1)
 
 
 # ---- chat

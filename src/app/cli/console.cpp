@@ -6,6 +6,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "app/cli/interrupt.h"
@@ -75,6 +76,15 @@ std::string read_file(const std::string& path) {
     ::close(descriptor);
     throw;
   }
+}
+
+void check_can_create(const std::string& path) {
+  require(!std::filesystem::is_directory(path), path, ": found a folder, expected a file name");
+  const std::string probe = concat(path, ".probe-", getpid());
+  const int descriptor = ::open(probe.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+  require(descriptor >= 0, path, ": cannot be written: ", std::strerror(errno));
+  ::close(descriptor);
+  ::unlink(probe.c_str());
 }
 
 std::string one_line(std::string_view text) {

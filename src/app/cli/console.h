@@ -30,6 +30,9 @@ std::string read_stdin();
 // All of a file; "-" is stdin. Throws Error with the name.
 std::string read_file(const std::string& path);
 
+// Before a model is loaded for nothing: can a file be made where the result will go?
+void check_can_create(const std::string& path);
+
 // For messages: control characters, line breaks included, become blanks.
 std::string one_line(std::string_view text);
 

@@ -1,11 +1,6 @@
 // `longspur logits`: the model's raw output for given token ids, into a safetensors file.
-#include <fcntl.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
-#include <filesystem>
 
 #include "app/cli/console.h"
 #include "app/cli/interrupt.h"
@@ -23,16 +18,6 @@ namespace longspur::app::cli {
 namespace {
 
 using TokenLists = std::vector<std::vector<int32_t>>;
-
-// Before a model is loaded for nothing: can a file be made where the result will go?
-void check_can_create(const std::string& path) {
-  require(!std::filesystem::is_directory(path), path, ": found a folder, expected a file name");
-  const std::string probe = concat(path, ".probe-", getpid());
-  const int descriptor = ::open(probe.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-  require(descriptor >= 0, path, ": cannot be written: ", std::strerror(errno));
-  ::close(descriptor);
-  ::unlink(probe.c_str());
-}
 
 int64_t longest(const TokenLists& lists) {
   size_t most = 0;

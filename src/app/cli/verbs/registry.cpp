@@ -6,9 +6,9 @@ namespace longspur::app::cli {
 
 const std::vector<Verb>& all_verbs() {
   static const std::vector<Verb> verbs = {
-      generate_verb(),   chat_verb(),   tokenize_verb(),   logits_verb(),
-      perplexity_verb(), eval_verb(),   quantize_verb(),   bench_verb(),
-      inspect_verb(),    doctor_verb(), completion_verb(), reference_verb(),
+      generate_verb(), chat_verb(),       tokenize_verb(),  logits_verb(), perplexity_verb(),
+      eval_verb(),     quantize_verb(),   calibrate_verb(), bench_verb(),  inspect_verb(),
+      doctor_verb(),   completion_verb(), reference_verb(),
   };
   return verbs;
 }

@@ -7,6 +7,7 @@
 namespace longspur::app::cli {
 
 Verb bench_verb();
+Verb calibrate_verb();
 Verb chat_verb();
 Verb completion_verb();
 Verb doctor_verb();
