@@ -43,6 +43,18 @@ class Group {
     for (int w = 0; w < S::kWarps; ++w) x += all[w];
     return x;
   }
+  // A sum, the smallest `above` and the largest `below`, of a row.
+  __device__ uint64_t sum(uint64_t x, uint32_t& above, uint32_t& below) {
+    above = __reduce_min_sync(~0u, above);
+    below = __reduce_max_sync(~0u, below);
+    if constexpr (S::kWarps == 1) return sum(x);
+    const uint64_t* bounds = gather(uint64_t(above) << 32 | below);
+    for (int w = 0; w < S::kWarps; ++w) {
+      above = ::min(above, uint32_t(bounds[w] >> 32));
+      below = ::max(below, uint32_t(bounds[w]));
+    }
+    return sum(x);
+  }
   __device__ uint32_t max(uint32_t x) {
     x = __reduce_max_sync(~0u, x);
     if constexpr (S::kWarps == 1) return x;
@@ -166,24 +178,31 @@ __device__ Cutoff find_cutoff(const Row<S>& row, uint32_t threshold, Group<S>& g
   const uint64_t required = required_units(threshold, free + forced);
   if (forced >= required) return kNothing;
   const uint64_t need = required - forced;
-  const auto units_above = [&](uint32_t cut) {
-    uint64_t sum = 0;
-    row.each(group.thread(),
-             [&](int, uint32_t key, uint64_t units) { sum += key > cut ? units : 0; });
-    return group.sum(sum);
-  };
-  // Keys 2^40 below the largest have no units.
+  // The cutoff is the smallest key above which the blocks hold less than is needed; a block that
+  // counts has it, so that the bounds may move from key to key. Keys 2^40 below the largest have no
+  // units.
   const uint32_t exponent = row.max_key >> 23;
   uint32_t low = exponent > 41 ? (exponent - 41) << 23 : 0, high = row.max_key;
   uint64_t held = 0;  // above high
   while (low < high) {
     const uint32_t middle = low + (high - low) / 2;
-    const uint64_t sum = units_above(middle);
+    uint64_t sum = 0;
+    uint32_t above = high, below = 0;
+    row.each(group.thread(), [&](int, uint32_t key, uint64_t units) {
+      if (units == 0) return;
+      if (key > middle) {
+        sum += units;
+        above = min(above, key);
+      } else {
+        below = max(below, key);
+      }
+    });
+    sum = group.sum(sum, above, below);
     if (sum < need) {
-      high = middle;
+      high = below;
       held = sum;
     } else {
-      low = middle + 1;
+      low = above;
     }
   }
   const uint64_t each = score_units(low, row.max_key);
