@@ -62,6 +62,9 @@ AttentionGradients with_contiguous_gradients(const at::Tensor& grad_out,
 }
 
 const AttentionImplementation& choose_attention(const AttentionProblem& problem) {
+  for (const AttentionImplementation* candidate : attention_device_implementations()) {
+    if (candidate->accepts(problem)) return *candidate;
+  }
   static constexpr const AttentionImplementation* kOrder[] = {
       &kAttentionFlash, &kAttentionCpuTiles, &kAttentionTorch, &kAttentionCpuReference};
   for (const AttentionImplementation* candidate : kOrder) {

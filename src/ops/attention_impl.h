@@ -54,7 +54,8 @@ extern const AttentionImplementation kAttentionTorch;         // products of tor
 // Over chosen blocks
 extern const AttentionImplementation kBlockSparseCpuTiles;      // kernels/block_sparse, vectorised
 extern const AttentionImplementation kBlockSparseCpuReference;  // kernels/block_sparse, double
-// Those of this build's devices: chosen by the sources that CMake names.
+// Those of this build's devices, dense and over blocks: chosen by the sources that CMake names.
+std::span<const AttentionImplementation* const> attention_device_implementations();
 std::span<const AttentionImplementation* const> block_sparse_device_implementations();
 
 // Checks the values of cu_seqlens, which check_attention could not; without blocks.

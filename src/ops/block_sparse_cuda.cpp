@@ -1,5 +1,5 @@
-// Block-sparse attention on CUDA: torch tensors to the launchers of kernels/block_sparse/cuda. Only
-// in builds that have them.
+// Block-sparse and dense attention on CUDA: torch tensors to the launchers of
+// kernels/block_sparse/cuda. Only in builds that have them.
 #include "kernels/block_sparse/cuda/block_sparse_cuda.h"
 
 #include <ATen/ops/empty.h>
@@ -130,6 +130,22 @@ AttentionGradient backward(const AttentionProblem& problem, const AttentionGradi
 
 constexpr AttentionImplementation kCuda = {"cuda_blocks", accepts, forward, backward};
 
+// Dense attention of prompts, where the fast kernels take it.
+bool dense_accepts(const AttentionProblem& problem) {
+  constexpr int64_t kFewQueries = 1024;  // below, torch's kernel starts sooner
+  if (!accepts(problem) || problem.longest_q < kFewQueries) return false;
+  device::ForwardArgs args;
+  args.shape = shape_of(problem);
+  args.q = rows(problem.q);
+  args.k = rows(problem.k);
+  args.v = rows(problem.v);
+  const int64_t dim = problem.q.size(2);
+  args.out = {nullptr, problem.q.size(1) * dim, dim};  // contiguous, as it will be
+  return device::forward_is_fast(args);
+}
+
+constexpr AttentionImplementation kCudaDense = {"cuda_dense", dense_accepts, forward, backward};
+
 bool words_accept(const at::Tensor& x) { return x.is_cuda(); }
 
 int64_t rows_of(const at::Tensor& x) { return x.size(0) * x.size(1) * x.size(2); }
@@ -155,6 +171,10 @@ constexpr BlockWordsImplementation kCudaWords = {"cuda", words_accept, pack, unp
 
 std::span<const AttentionImplementation* const> block_sparse_device_implementations() {
   static constexpr std::array kAll = {&kCuda};
+  return kAll;
+}
+std::span<const AttentionImplementation* const> attention_device_implementations() {
+  static constexpr std::array kAll = {&kCudaDense};
   return kAll;
 }
 std::span<const BlockWordsImplementation* const> block_words_device_implementations() {

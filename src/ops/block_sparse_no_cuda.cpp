@@ -4,6 +4,7 @@
 
 namespace longspur::ops {
 
+std::span<const AttentionImplementation* const> attention_device_implementations() { return {}; }
 std::span<const AttentionImplementation* const> block_sparse_device_implementations() { return {}; }
 std::span<const BlockWordsImplementation* const> block_words_device_implementations() { return {}; }
 

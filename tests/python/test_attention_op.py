@@ -154,6 +154,31 @@ def test_any_scale(scale, device):
         assert error(value, expected[name]) <= bound, name
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
+def test_long_prompts(causal, device):
+    """From 1,024 queries on Hopper has a kernel of its own."""
+    packed = Packed(
+        [(1100, 1100), (0, 5), (70, 131), (1030, 1207)], 4, 2, 64, torch.bfloat16, device
+    )
+    cu = packed.cu_q, packed.cu_k
+
+    def reference(q, k, v):
+        return plain(q, k, v, *cu, causal, 0.125)
+
+    expected, seen = results_and_gradients(packed, torch.float64, reference)
+    naive, _ = results_and_gradients(packed, torch.bfloat16, reference)
+    found, found_seen = results_and_gradients(
+        packed,
+        torch.bfloat16,
+        lambda q, k, v: attention(q, k, v, *cu, *packed.longest, causal=causal),
+    )
+    assert torch.equal(found_seen, seen)
+    for name, value in found.items():
+        bound = 2.0 * error(naive[name], expected[name]) + FLOOR[torch.bfloat16]
+        assert error(value, expected[name]) <= bound, name
+
+
 def test_strided_operands():
     """Views of a fused projection, a transposed layout, a flipped one: the same numbers."""
     packed = Packed([(33, 33), (70, 70)], 4, 4, 20, torch.float32)
