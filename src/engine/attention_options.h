@@ -21,7 +21,9 @@ struct AttentionOptions {
   std::string rule;        // "share" or "of_max"; empty: the file's, else share
   int64_t sink_blocks = 1, local_blocks = 1;
   bool mask_per_head = false;
-  int64_t first_layers_dense = 0, last_tokens_dense = 0;
+  int64_t first_layers_dense = 0;
+  // Of each prompt. Its question is at the end, in few rows of a block that chooses by the mean.
+  int64_t last_tokens_dense = 128;
   std::optional<int64_t> min_length;  // query blocks before it are dense; none: a cost model
   double guard = 1.0;                 // largest estimated share of attention that may be missing
 

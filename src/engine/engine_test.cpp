@@ -366,6 +366,7 @@ EngineOptions sparse(EngineOptions o) {
   o.attention.threshold = 0.3;
   o.attention.block_size = 64;
   o.attention.min_length = 0;
+  o.attention.last_tokens_dense = 0;
   return o;
 }
 

@@ -175,7 +175,7 @@ std::vector<Option> dense_options(const std::string& group) {
        .high = 1 << 20},
       {.name = "xattn-last-dense",
        .type = OptionType::kInteger,
-       .fallback = "0",
+       .fallback = "128",
        .group = group,
        .help = "the last N tokens of a prompt read everything",
        .placeholder = "N",
