@@ -130,6 +130,7 @@ runtime::AttentionPlan attention_plan(const AttentionOptions& options,
                          float(options.threshold.value_or(AttentionOptions::kDefaultThreshold)));
   if (!options.thresholds_file.empty()) take_file(options, config, plan);
   plan.mask_per_head = options.mask_per_head;
+  plan.mean_correction = options.mean_correction;
   plan.first_layers_dense = options.first_layers_dense;
   plan.last_tokens_dense = options.last_tokens_dense;
   plan.dense_below = options.min_length;

@@ -25,9 +25,10 @@ struct AttentionOptions {
   // Of each prompt. Its question is at the end, in few rows of a block that chooses by the mean.
   int64_t last_tokens_dense = 128;
   std::optional<int64_t> min_length;  // query blocks before it are dense; none: a cost model
+  bool mean_correction = false;       // a skipped block still counts, as its mean key and value
   double guard = 1.0;                 // largest estimated share of attention that may be missing
 
-  static constexpr double kDefaultThreshold = 0.9;
+  static constexpr double kDefaultThreshold = 0.95;
   static constexpr int64_t kDefaultBlock = 128;
 };
 

@@ -33,7 +33,7 @@ TEST(Device, AMissingPluginIsOneLineThatSaysWhereItWasLookedFor) {
   EngineOptions options;
   options.device = "cuda";
   try {
-    device_memory_needs(options, {}, {}, 128);
+    device_memory_needs(options, {}, {}, {}, 128);
     FAIL() << "no error";
   } catch (const UnsupportedError& error) {
     const std::string text = error.what();

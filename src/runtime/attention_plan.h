@@ -19,6 +19,8 @@ struct XattentionPlan {
   kernels::xattn::SelectOptions select;  // rule, block size, forced blocks
   std::vector<float> thresholds;         // [layers, H], 0 to 1; 1: dense
   bool mask_per_head = false;            // else one mask for the heads of a KV group
+  // A skipped block counts as one key and value, its means, with the weight of its tokens.
+  bool mean_correction = false;
   int64_t first_layers_dense = 0;
   int64_t last_tokens_dense = 0;  // of each prompt
   // Query blocks that begin below this position are dense; none: where the cost model says that

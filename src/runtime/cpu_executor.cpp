@@ -182,14 +182,15 @@ class CpuExecutor final : public Executor {
     kv.max_blocks = batch.max_blocks;
     const attention::BatchShape shape{int64_t(batch.kv_lens.size()), batch.cu_seqlens.data(),
                                       batch.kv_lens.data()};
-    const int64_t bytes = attention::workspace_bytes(shape, config_.heads, kv, pool_.size());
+    if (xattention_) xattention_->prepare(batch, kv, pool_.size());
+    const int64_t bytes = attention::workspace_bytes(shape, config_.heads, kv, pool_.size(),
+                                                     xattention_ ? xattention_->mask() : nullptr);
     if (bytes > int64_t(attention_workspace_.size())) {
       attention_workspace_ =
           AlignedBuffer();  // the old one goes first: they need not live together
       attention_workspace_ = AlignedBuffer(size_t(bytes));
     }
     step_.attention_workspace = attention_workspace_.data();
-    if (xattention_) xattention_->prepare(batch, kv, pool_.size());
   }
 
   io::ModelConfig config_;

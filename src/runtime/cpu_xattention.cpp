@@ -92,6 +92,7 @@ void CpuXattention::prepare(const ForwardBatch& batch, const attention::PagedKv&
   blocks.query_blocks = xattn::paged_query_blocks(shape);
   blocks.row_words = kernels::BlockMask::words_of(ceil_div(longest, blocks.block_size));
   mask_.use = use_.data();
+  mask_.mean_correction = policy_.plan().mean_correction;
   const int64_t rows = sequences * blocks.heads * blocks.query_blocks;
   rows_.resize(size_t(rows));
   if (policy_.plan().least_share > 0) {

@@ -29,6 +29,9 @@ class CpuXattention {
   // sizes of the cache.
   void prepare(const ForwardBatch& batch, const kernels::attention::PagedKv& kv, int threads);
 
+  // What attention of this step may be given, for the size of its workspace; null: all is dense.
+  const kernels::attention::PagedMask* mask() const { return sparse_.empty() ? nullptr : &mask_; }
+
   // SPMD, after rope_append: the layer's mask, or null where it is dense. Valid until the next
   // call.
   struct Layer {

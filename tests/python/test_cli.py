@@ -633,6 +633,11 @@ def test_perplexity_keys_and_windows(longspur_json, run_longspur, smollm2, tmp_p
     assert out["windows"] == len(windows)
     assert out["tokens"] == sum(windows) - len(windows)
     assert longspur_json(*flags, "--max-tokens", 5)["tokens"] == 4
+    last = longspur_json(*flags, "--context", 8, "--max-tokens", 8, "--last", 2)
+    assert last["tokens"] == 2
+    head = longspur_json(*flags, "--context", 8, "--max-tokens", 6)
+    whole = longspur_json(*flags, "--context", 8, "--max-tokens", 8)
+    assert 7 * whole["nll"] - 5 * head["nll"] == pytest.approx(2 * last["nll"], rel=1e-3)
     assert "--context" in failure(run_longspur(*flags, "--context", 1), 2)
     assert "8192" in failure(run_longspur(*flags, "--context", 9000), 2)
     text.write_text("x")

@@ -50,6 +50,7 @@ engine::AttentionOptions attention_options(const Settings& settings) {
   options.sink_blocks = settings.integer("xattn-sink");
   options.local_blocks = settings.integer("xattn-local");
   options.mask_per_head = settings.text("xattn-masks") == "head";
+  options.mean_correction = settings.flag("xattn-mean-correction");
   options.first_layers_dense = settings.integer("xattn-first-layers-dense");
   options.last_tokens_dense = settings.integer("xattn-last-dense");
   options.min_length = integer_if_given(settings, "xattn-min-length");

@@ -28,9 +28,12 @@ struct Sum {
   double mean() const { return nll / double(tokens); }
 };
 
-void add_window(engine::Engine& engine, std::span<const int32_t> window, Sum& sum) {
+// Adds the last `last` tokens of a window; 0: all but the first.
+void add_window(engine::Engine& engine, std::span<const int32_t> window, int64_t last, Sum& sum) {
   const auto vocab = size_t(engine.config().vocab);
-  engine.logits(window, 0, [&](int64_t first, int64_t rows, const float* logits) {
+  const auto count = int64_t(window.size());
+  const int64_t from = last > 0 ? std::max<int64_t>(0, count - last - 1) : 0;
+  engine.logits(window, from, [&](int64_t first, int64_t rows, const float* logits) {
     check_interrupt();
     for (int64_t row = 0; row < rows; ++row) {
       const auto next = size_t(first + row + 1);
@@ -52,11 +55,12 @@ int64_t window_tokens(const Settings& settings, int64_t longest) {
   return context;
 }
 
-Sum measure(engine::Engine& engine, std::span<const int32_t> ids, int64_t context) {
+Sum measure(engine::Engine& engine, std::span<const int32_t> ids, int64_t context, int64_t last) {
   Sum sum;
   Progress progress("perplexity");
   for (size_t begin = 0; begin + 1 < ids.size(); begin += size_t(context)) {
-    add_window(engine, ids.subspan(begin, std::min(size_t(context), ids.size() - begin)), sum);
+    add_window(engine, ids.subspan(begin, std::min(size_t(context), ids.size() - begin)), last,
+               sum);
     progress.update(double(begin + size_t(context)), double(ids.size()),
                     concat(sum.windows, " windows, ", std::exp(sum.mean()), " so far"));
   }
@@ -75,7 +79,7 @@ int run(const Settings& settings) {
   if (limit > 0 && int64_t(ids.size()) > limit) ids.resize(size_t(limit));
   require(ids.size() >= 2, source, ": found ", ids.size(),
           " tokens, expected at least 2: one to predict from and one to predict");
-  const Sum sum = measure(*engine, ids, context);
+  const Sum sum = measure(*engine, ids, context, settings.integer("last"));
   require(std::isfinite(sum.nll), source, ": found a log-likelihood that is not finite");
   if (settings.flag("json")) {
     write_json({{"perplexity", std::exp(sum.mean())},
@@ -108,6 +112,13 @@ std::vector<Option> own_options() {
        .help = "tokens a window; 0: 2048, or the model's context when that is less",
        .placeholder = "N",
        .letter = 'c',
+       .low = 0},
+      {.name = "last",
+       .type = OptionType::kInteger,
+       .fallback = "0",
+       .group = group,
+       .help = "score only the last N tokens of each window; 0: all",
+       .placeholder = "N",
        .low = 0},
       {.name = "max-tokens",
        .type = OptionType::kInteger,
