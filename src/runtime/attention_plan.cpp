@@ -16,7 +16,7 @@ namespace {
 // `select` reads a threshold of at least this as "every block".
 constexpr float kDenseHead = 2.0f;
 
-// Measured with the default model on CPU, docs/xattention.md: scoring by one query of S costs this
+// Estimated with the default model on CPU, docs/xattention.md: scoring by one query of S costs this
 // over S of dense attention, and selection at the default threshold keeps this share of the blocks
 // that are not forced.
 constexpr double kScoringOverhead = 1.5;

@@ -66,7 +66,7 @@ class XattentionPolicy {
 };
 
 // Cost of scoring relative to dense attention over the same keys, and the share of blocks that
-// selection is expected to keep of `keys` keys; measured on CPU (docs/xattention.md).
+// selection is expected to keep of `keys` keys: estimates (docs/xattention.md).
 double scoring_cost(const kernels::xattn::Estimator& estimator);
 double expected_density(int64_t keys, const kernels::xattn::SelectOptions& options);
 
