@@ -35,8 +35,7 @@ CpuXattention::CpuXattention(const XattentionPlan& plan,
     : policy_(plan, config),
       heads_(config.heads),
       head_dim_(config.head_dim),
-      needs_means_(policy_.needs_key_means(max_context)),
-      guard_threshold_(size_t(policy_.mask_heads()), plan.least_share) {
+      needs_means_(policy_.needs_key_means(max_context)) {
   for (int64_t layer = 0; layer < config.layers; ++layer) {
     const std::vector<float> row = policy_.thresholds(layer, ForwardBatch::kPlanThreshold);
     plan_thresholds_.insert(plan_thresholds_.end(), row.begin(), row.end());
@@ -95,11 +94,7 @@ void CpuXattention::prepare(const ForwardBatch& batch, const attention::PagedKv&
   mask_.mean_correction = policy_.plan().mean_correction;
   const int64_t rows = sequences * blocks.heads * blocks.query_blocks;
   rows_.resize(size_t(rows));
-  if (policy_.plan().least_share > 0) {
-    const int64_t sequence_rows = blocks.heads * blocks.query_blocks;
-    guard_rows_.resize(size_t(sequence_rows));
-    reserve(guard_words_, sequence_rows * blocks.row_words * int64_t(sizeof(uint32_t)));
-  }
+  reselected_.resize(size_t(rows));
   reserve(words_, rows * blocks.row_words * int64_t(sizeof(uint32_t)));
   blocks.words = words_.as<uint32_t>();
   int64_t bytes = 0;
@@ -138,7 +133,9 @@ xattn::PagedSelectArgs CpuXattention::arguments(const Sparse& sparse, const Laye
   args.words = words_.as<uint32_t>() + first * blocks.row_words;
   args.query_blocks = blocks.query_blocks;
   args.row_words = blocks.row_words;
+  args.least_share = policy_.plan().least_share;
   args.stats = rows_.data() + first;
+  args.reselected = reselected_.data() + first;
   args.key_means.means = needs_means_ ? means_.as<float>() : nullptr;
   return args;
 }
@@ -155,7 +152,6 @@ const attention::PagedMask* CpuXattention::select(Team& team,
     const attention::BatchShape one{1, sparse.rows, &batch.kv_lens[size_t(sparse.b)]};
     const attention::PagedKv own = cache_of(kv, sparse.b);
     xattn::paged_select(team, args, one, own, workspace_.data());
-    if (policy_.plan().least_share > 0) guard(team, sparse, args, one, own);
   }
   if (team.rank() == 0)
     for (const Sparse& sparse : sparse_) finish(sparse, batch);
@@ -166,43 +162,6 @@ const attention::PagedMask* CpuXattention::select(Team& team,
 bool CpuXattention::may_be_sparse(const Sparse& sparse, int64_t i) {
   const int64_t block = sparse.first_block + i;
   return block >= sparse.blocks.first && block < sparse.blocks.last;
-}
-
-void CpuXattention::guard(Team& team,
-                          const Sparse& sparse,
-                          const xattn::PagedSelectArgs& args,
-                          const attention::BatchShape& shape,
-                          const attention::PagedKv& own) {
-  const float least = policy_.plan().least_share;
-  const auto visit = [&](auto&& f) {
-    for (int64_t head = 0; head < args.mask_heads; ++head) {
-      for (int64_t i = 0; i < sparse.query_blocks; ++i) {
-        const int64_t row = head * args.query_blocks + i;
-        if (may_be_sparse(sparse, i) && args.stats[row].kept_share < least) f(row);
-      }
-    }
-  };
-  if (team.rank() == 0) {
-    guarded_ = false;
-    visit([&](int64_t) { guarded_ = true; });
-  }
-  team.barrier();
-  if (!guarded_) return;
-  xattn::PagedSelectArgs again = args;
-  again.options.rule = xattn::Rule::kShare;
-  again.threshold = guard_threshold_.data();
-  again.words = guard_words_.as<uint32_t>();
-  again.stats = guard_rows_.data();
-  xattn::paged_select(team, again, shape, own, workspace_.data());
-  if (team.rank() == 0) {
-    visit([&](int64_t row) {
-      std::copy_n(again.words + row * args.row_words, args.row_words,
-                  args.words + row * args.row_words);
-      args.stats[row] = again.stats[row];
-      ++stats_.guarded_blocks;
-    });
-  }
-  team.barrier();
 }
 
 void CpuXattention::finish(const Sparse& sparse, const ForwardBatch& batch) {
@@ -216,6 +175,7 @@ void CpuXattention::finish(const Sparse& sparse, const ForwardBatch& batch) {
       }
       const xattn::RowStats& stats = rows_[size_t(row)];
       ++stats_.blocks;
+      stats_.guarded_blocks += reselected_[size_t(row)];
       stats_.visible_keys += stats.visible;
       stats_.kept_keys += stats.kept;
       stats_.kept_share_sum += double(stats.kept_share);

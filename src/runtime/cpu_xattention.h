@@ -61,12 +61,6 @@ class CpuXattention {
   bool is_dense(int64_t layer) const;
   kernels::xattn::PagedSelectArgs arguments(const Sparse& sparse, const Layer& layer);
   static bool may_be_sparse(const Sparse& sparse, int64_t i);  // query block i of the step
-  // SPMD: query blocks that keep too little choose again, by share.
-  void guard(Team& team,
-             const Sparse& sparse,
-             const kernels::xattn::PagedSelectArgs& args,
-             const kernels::attention::BatchShape& shape,
-             const kernels::attention::PagedKv& own);
   // Gives every block to the query blocks that the plan keeps dense, and counts all of them.
   void finish(const Sparse& sparse, const ForwardBatch& batch);
   void count_dense(const ForwardBatch& batch, bool all);
@@ -79,11 +73,8 @@ class CpuXattention {
   AlignedBuffer means_;                 // [pool pages, D] fp32
   AlignedBuffer words_, workspace_;
   std::vector<kernels::xattn::RowStats> rows_;  // [B, mask heads, query blocks]
-  AlignedBuffer guard_words_;                   // of one sequence
-  std::vector<kernels::xattn::RowStats> guard_rows_;
-  std::vector<float> guard_threshold_;  // [mask heads]
-  bool guarded_ = false;                // some query block of the last sequence
-  std::vector<uint8_t> use_;            // [B]
+  std::vector<uint8_t> reselected_;             // likewise
+  std::vector<uint8_t> use_;                    // [B]
   std::vector<Sparse> sparse_;
   bool overwrites_ = false;  // some query block of sparse_ is dense by plan
   kernels::attention::PagedMask mask_;

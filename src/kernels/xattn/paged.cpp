@@ -224,6 +224,7 @@ class Plan {
       const int64_t at = row + r * args_.query_blocks;
       std::fill_n(args_.words + at * args_.row_words, args_.row_words, 0u);
       if (args_.stats != nullptr) args_.stats[at] = {};
+      if (args_.reselected != nullptr) args_.reselected[at] = 0;
     }
   }
 
@@ -239,14 +240,17 @@ class Plan {
     };
     SelectOptions options = args_.options;
     RowStats stats;
+    bool again = false;
     if (args_.threshold[head] >= kDense) {
       options.rule = Rule::kOfMax;
       stats = run(0.0f, options);  // scores are 0
     } else {
       stats = run(args_.threshold[head], options);
       options.rule = Rule::kShare;
-      if (stats.kept_share < args_.least_share) stats = run(args_.least_share, options);
+      again = stats.kept_share < args_.least_share;
+      if (again) stats = run(args_.least_share, options);
     }
+    if (args_.reselected != nullptr) args_.reselected[row] = again ? 1 : 0;
     if (args_.stats != nullptr) args_.stats[row] = stats;
   }
 

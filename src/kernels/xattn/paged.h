@@ -39,7 +39,8 @@ struct PagedSelectArgs {
   // Rows that keep a smaller share of the scores than this are selected again, by kShare with it as
   // threshold.
   float least_share = 0.0f;
-  RowStats* stats = nullptr;  // [B, mask_heads, query_blocks] or null
+  RowStats* stats = nullptr;      // [B, mask_heads, query_blocks] or null
+  uint8_t* reselected = nullptr;  // likewise: 1 where least_share made the row choose again
   // Null, or [T, H], rows at lse_stride: natural log-sum-exp over every visible key, of the queries
   // that the terms sampled and outlier read; others are left as they are. With the log-sum-exp of
   // the kept keys, which attention gives, the mass that a query misses is 1 - exp(kept - this).
