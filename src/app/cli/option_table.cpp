@@ -31,14 +31,7 @@ std::vector<Option> compute_options(const std::string& group) {
        .group = group,
        .help = "cpu, cuda or cuda:INDEX",
        .placeholder = "DEVICE"},
-      {.name = "threads",
-       .type = OptionType::kInteger,
-       .fallback = "0",
-       .group = group,
-       .help = "CPU threads; 0: all that this process may use",
-       .placeholder = "N",
-       .low = 0,
-       .high = 1024},
+      threads_option(group),
       {.name = "compute",
        .fallback = "default",
        .group = group,
@@ -365,6 +358,17 @@ std::vector<Option> group_options(OptionGroup group) {
 }
 
 }  // namespace
+
+Option threads_option(const std::string& group) {
+  return {.name = "threads",
+          .type = OptionType::kInteger,
+          .fallback = "0",
+          .group = group,
+          .help = "CPU threads; 0: all that this process may use",
+          .placeholder = "N",
+          .low = 0,
+          .high = 1024};
+}
 
 std::vector<Option> verb_options(
     std::vector<Option> own,

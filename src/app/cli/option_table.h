@@ -3,6 +3,7 @@
 #pragma once
 
 #include <initializer_list>
+#include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -16,6 +17,9 @@ enum class OptionGroup {
   kEngine,    // device, threads, arithmetic, cache
   kSampling,  // --max-tokens, --temperature, ...
 };
+
+// --threads, for verbs that take it without the rest of kEngine.
+Option threads_option(const std::string& group);
 
 // `defaults` replaces the default of shared options for this verb.
 std::vector<Option> verb_options(

@@ -218,14 +218,7 @@ std::vector<Option> text_options() {
        .type = OptionType::kFlag,
        .group = group,
        .help = "measure the output's error too (implied by --loss error)"},
-      {.name = "threads",
-       .type = OptionType::kInteger,
-       .fallback = "0",
-       .group = group,
-       .help = "CPU threads; 0: all that this process may use",
-       .placeholder = "N",
-       .low = 0,
-       .high = 1024},
+      threads_option(group),
   };
 }
 

@@ -274,14 +274,7 @@ std::vector<Option> own_options() {
        .type = OptionType::kFlag,
        .group = group,
        .help = "replace what is at --output"},
-      {.name = "threads",
-       .type = OptionType::kInteger,
-       .fallback = "0",
-       .group = group,
-       .help = "CPU threads; 0: all that this process may use",
-       .placeholder = "N",
-       .low = 0,
-       .high = 1024},
+      threads_option(group),
   };
   for (Option& option : method_options()) options.push_back(std::move(option));
   return options;
