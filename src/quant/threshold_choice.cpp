@@ -29,10 +29,11 @@ std::vector<size_t> choose_thresholds(std::span<const HeadProfile> heads, Loss l
   const auto count = int64_t(heads.size());
   const int64_t bins = std::min(kMostBins, count * kBinsAHead);
   const double unit = bound * double(count) / double(bins);
-  // What a choice takes of the bins; one that loses nothing takes none.
-  const auto cost = [&](const ThresholdChoice& choice) -> int64_t {
-    const double lost = loss_of(choice, loss);
-    if (!(lost > 0)) return 0;
+  // What a choice takes of the bins: none where it loses nothing. The last choice, dense or next to
+  // it, is always open and takes none.
+  const auto cost_of = [&](const HeadProfile& head, size_t c) -> int64_t {
+    const double lost = loss_of(head.choices[c], loss);
+    if (c + 1 == head.choices.size() || !(lost > 0)) return 0;
     return unit > 0 && lost / unit < double(bins) + 1 ? int64_t(std::ceil(lost / unit)) : bins + 1;
   };
   std::vector<double> best(size_t(bins + 1), 0.0);  // least density with at most so many bins
@@ -44,9 +45,7 @@ std::vector<size_t> choose_thresholds(std::span<const HeadProfile> heads, Loss l
     std::vector<double> next(size_t(bins + 1), kNever);
     uint8_t* take = taken.data() + h * (bins + 1);
     for (size_t c = 0; c < choices.size(); ++c) {
-      // The last choice is always open: it is the nearest to dense that there is.
-      const int64_t bins_taken =
-          c + 1 == choices.size() ? std::min(cost(choices[c]), int64_t{0}) : cost(choices[c]);
+      const int64_t bins_taken = cost_of(heads[size_t(h)], c);
       for (int64_t b = bins_taken; b <= bins; ++b) {
         const double density = best[size_t(b - bins_taken)] + choices[c].density;
         if (density < next[size_t(b)]) {
@@ -61,7 +60,7 @@ std::vector<size_t> choose_thresholds(std::span<const HeadProfile> heads, Loss l
   for (int64_t h = count - 1, left = bins; h >= 0; --h) {
     const size_t c = taken[size_t(h * (bins + 1) + left)];
     chosen[size_t(h)] = c;
-    if (c + 1 < heads[size_t(h)].choices.size()) left -= cost(heads[size_t(h)].choices[c]);
+    left -= cost_of(heads[size_t(h)], c);
   }
   return chosen;
 }
