@@ -23,22 +23,18 @@
 #include <iostream>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 
-#include "base/aligned_buffer.h"
 #include "base/error.h"
-#include "base/half.h"
 #include "base/shape.h"
 #include "engine/model_bundle.h"
-#include "kernels/block_sparse/api.h"
 #include "kernels/xattn/api.h"
-#include "quant/float_decoder.h"
+#include "quant/layer_attention.h"
 
 namespace longspur::bench {
 namespace {
 
-namespace attention = kernels::attention;
 namespace xattn = kernels::xattn;
-using kernels::BlockMask;
 using kernels::kQueryBlock;
 using Json = nlohmann::json;
 
@@ -66,17 +62,6 @@ struct Prompt {
   bool copy_only = false;
 };
 
-template <class Run>
-void run_items(ThreadPool& pool, int64_t scratch_bytes, int64_t items, const Run& run) {
-  const auto bytes = size_t(round_up(scratch_bytes, 64));
-  AlignedBuffer scratch(bytes * size_t(pool.size()));
-  pool.run([&](Team& team) {
-    team.dynamic_for(items, 1, [&](int64_t item, int64_t) {
-      run(item, scratch.data() + bytes * size_t(team.rank()));
-    });
-  });
-}
-
 // One layer of one prompt: exact masses, then every estimator against them.
 class Study : public quant::AttentionObserver {
  public:
@@ -93,62 +78,21 @@ class Study : public quant::AttentionObserver {
                const quant::Matrix& qkv,
                const quant::Matrix& out) override {
     if (!active) return;
-    cu_seqlens_ = cu_seqlens.data();
+    layer_.emplace(config_, pool_, cu_seqlens, qkv, block_, config_.heads);
     n_ = qkv.rows;
-    query_blocks_ = ceil_div(n_, kQueryBlock);
-    key_blocks_ = ceil_div(n_, block_);
-    words_ = BlockMask::words_of(key_blocks_);
-    halves_.resize(qkv.values.size());
-    std::transform(qkv.values.begin(), qkv.values.end(), halves_.begin(), float_to_bf16);
-    width_ = qkv.width;
-    truth_ = score({{{xattn::Term::kSampled, 1, 1.0, false}}});
+    query_blocks_ = layer_->query_blocks();
+    key_blocks_ = layer_->key_blocks();
+    words_ = layer_->row_words();
+    truth_ = layer_->masses();
     find_copy_mass(qkv);
     measure("oracle", truth_, out);
-    for (const auto& [name, estimator] : estimators_) measure(name, score(estimator), out);
+    for (const auto& [name, estimator] : estimators_) measure(name, layer_->scores(estimator), out);
   }
 
   std::map<std::string, Sums> sums;
   std::vector<std::string> order;
 
  private:
-  attention::VarlenShape shape() const {
-    attention::VarlenShape shape;
-    shape.cu_seqlens_q = shape.cu_seqlens_k = cu_seqlens_;
-    shape.batch = 1;
-    shape.heads = config_.heads;
-    shape.kv_heads = config_.kv_heads;
-    shape.head_dim = config_.head_dim;
-    shape.scale = 1.0 / std::sqrt(double(config_.head_dim));
-    shape.dtype = DType::kBF16;
-    return shape;
-  }
-  attention::ConstRows rows_at(int64_t head) const {
-    return {halves_.data() + head * config_.head_dim, width_, config_.head_dim};
-  }
-
-  std::vector<float> score(const xattn::Estimator& estimator) {
-    std::vector<float> scores(size_t(config_.heads * query_blocks_ * key_blocks_));
-    xattn::ScoreArgs args;
-    args.shape = shape();
-    args.q = rows_at(0);
-    args.k = rows_at(config_.heads);
-    args.estimator = estimator;
-    args.block_size = block_;
-    args.scores = scores.data();
-    args.score_heads = config_.heads;
-    args.query_blocks = query_blocks_;
-    args.key_blocks = key_blocks_;
-    const xattn::BlockScores computation(args);
-    AlignedBuffer workspace(size_t(round_up(computation.workspace_bytes(), 64)));
-    for (int phase = 0; phase < xattn::BlockScores::kPhases; ++phase) {
-      run_items(pool_, computation.scratch_bytes(), computation.items(phase),
-                [&](int64_t item, std::byte* scratch) {
-                  computation.run(phase, item, scratch, workspace.data());
-                });
-    }
-    return scores;
-  }
-
   // Mass of the last query block on the quoted span, by key block: [heads, key blocks].
   void find_copy_mass(const quant::Matrix& qkv) {
     copy_mass_.assign(size_t(config_.heads * key_blocks_), 0.0);
@@ -206,14 +150,6 @@ class Study : public quant::AttentionObserver {
     }
   }
 
-  double mass(const float* truth, const uint32_t* words) const {
-    double total = 0, kept = 0;
-    for (int64_t j = 0; j < key_blocks_; ++j) {
-      total += double(truth[j]);
-      if (kernels::has_block(words, j)) kept += double(truth[j]);
-    }
-    return total > 0 ? kept / total : 1;
-  }
   double copy_kept(int64_t h, const uint32_t* words) const {
     const double* span = copy_mass_.data() + h * key_blocks_;
     double total = 0, kept = 0;
@@ -254,7 +190,7 @@ class Study : public quant::AttentionObserver {
         bits = words.data() + (h * query_blocks_ + i) * words_;
         const int64_t k = std::max<int64_t>(2, std::llround(kShares[s] * double(visible(i))));
         take_best(row(scores, h, i), i, k, bits);
-        const double kept = mass(row(truth_, h, i), bits);
+        const double kept = quant::listed_share(row(truth_, h, i), bits, key_blocks_);
         recall += kept / double(query_blocks_ - first);
         if (s == 1) sum.row_recall.push_back(kept);
       }
@@ -262,7 +198,9 @@ class Study : public quant::AttentionObserver {
       if (s == 1 && copies(h)) copy.copy10 += copy_kept(h, bits);
       if (s == 2 && copies(h)) copy.copy20 += copy_kept(h, bits);
     }
-    if (s == 1 && !prompt_->copy_only) sum.l1 += output_error(words, out, first * kQueryBlock);
+    if (s != 1 || prompt_->copy_only) return;
+    const int64_t first_row = first * kQueryBlock;
+    for (const double error : layer_->errors(words, out, {&first_row, 1})) sum.l1 += error;
   }
 
   void measure_tau(const std::vector<float>& scores, size_t c, Sums& sum, Sums& copy) const {
@@ -277,7 +215,8 @@ class Study : public quant::AttentionObserver {
                                                         options, words.data(), words_);
         last_density = double(stats.kept) / double(stats.visible);
         density += last_density / double(query_blocks_ - first);
-        recall += mass(row(truth_, h, i), words.data()) / double(query_blocks_ - first);
+        recall += quant::listed_share(row(truth_, h, i), words.data(), key_blocks_) /
+                  double(query_blocks_ - first);
       }
       sum.tau_density[c] += density;
       sum.tau_recall[c] += recall;
@@ -288,48 +227,13 @@ class Study : public quant::AttentionObserver {
     }
   }
 
-  // Sum over heads of the relative error of the output from row `first` on.
-  double output_error(const std::vector<uint32_t>& words,
-                      const quant::Matrix& dense,
-                      int64_t first) const {
-    std::vector<uint16_t> sparse(dense.values.size());
-    std::vector<float> lse(size_t(config_.heads * n_));
-    kernels::block_sparse::ForwardArgs args;
-    args.dense.shape = shape();
-    args.dense.q = rows_at(0);
-    args.dense.k = rows_at(config_.heads);
-    args.dense.v = rows_at(config_.heads + config_.kv_heads);
-    args.dense.out = {sparse.data(), dense.width, config_.head_dim};
-    args.dense.lse = lse.data();
-    args.dense.lse_stride = n_;
-    args.mask = {words.data(), block_, config_.heads, query_blocks_, words_};
-    const kernels::block_sparse::Forward forward(args);
-    run_items(pool_, forward.scratch_bytes(), forward.items(),
-              [&](int64_t item, std::byte* scratch) { forward.run(item, scratch); });
-    double error = 0;
-    const int64_t d = config_.head_dim;
-    for (int64_t h = 0; h < config_.heads; ++h) {
-      double difference = 0, magnitude = 0;
-      for (int64_t t = first; t < n_; ++t) {
-        for (int64_t i = t * dense.width + h * d; i < t * dense.width + (h + 1) * d; ++i) {
-          const double exact = double(dense.values[size_t(i)]);
-          difference += std::abs(double(bf16_to_float(sparse[size_t(i)])) - exact);
-          magnitude += std::abs(exact);
-        }
-      }
-      error += magnitude > 0 ? difference / magnitude : 0;
-    }
-    return error;
-  }
-
   const io::ModelConfig& config_;
   ThreadPool& pool_;
   int64_t block_;
   std::vector<std::pair<std::string, xattn::Estimator>> estimators_;
   const Prompt* prompt_ = nullptr;
-  const int32_t* cu_seqlens_ = nullptr;
-  int64_t n_ = 0, query_blocks_ = 0, key_blocks_ = 0, words_ = 0, width_ = 0;
-  std::vector<uint16_t> halves_;
+  std::optional<quant::LayerAttention> layer_;
+  int64_t n_ = 0, query_blocks_ = 0, key_blocks_ = 0, words_ = 0;
   std::vector<float> truth_;
   std::vector<double> copy_mass_;
 };

@@ -53,8 +53,8 @@ enum class Loss { kLost, kError };
 // Index of each head's choice such that the sum of densities is least while the mean loss is at
 // most `bound`: the multiple-choice knapsack, by dynamic programming over losses in units of 1/64
 // of the bound (coarser above 512 heads), rounded up, so that the bound holds. The last choice of a
-// head is dense or next to it: it counts as no loss, so that there is always an answer. Throws Error
-// on a head without choices.
+// head is dense or next to it: it counts as no loss, so that there is always an answer. Throws
+// Error on a head without choices.
 std::vector<size_t> choose_thresholds(std::span<const HeadProfile> heads, Loss loss, double bound);
 
 // Minimum-threshold prediction as printed (Xu et al., 2025, section 2.3): D[h][m], the best
